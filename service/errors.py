@@ -1,0 +1,109 @@
+"""What can go wrong for a caller, each with its status, and the one shape it is told in.
+
+Handlers and the parts below raise; the errors middleware answers. What is not listed here is
+internal: 500, logged, and never described to the caller.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import msgspec
+from aiohttp import web
+
+SECURITY_HEADERS: Mapping[str, str] = {
+    "Cache-Control": "no-store",
+    "Server": "systemevent-read",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+class ConfigError(Exception):
+    """The service cannot start as configured; the text names the key."""
+
+
+class Refusal(Exception):  # noqa: N818 - a refusal is an answer, not an error of ours
+    """An answer that is not 2xx. Subclasses fix the status; the text is the caller's message."""
+
+    status: ClassVar[int]
+
+    def headers(self) -> dict[str, str]:
+        """Headers that this status owes its reader."""
+        return {}
+
+
+class InvalidBody(Refusal):
+    """The body is missing, malformed, or holds no valid id."""
+
+    status = 400
+
+
+class InvalidHeader(Refusal):
+    """A header that we must echo or compare is not ASCII."""
+
+    status = 400
+
+
+class Unauthenticated(Refusal):
+    """No bearer token at all (RFC 6750, section 3.1: no error code then)."""
+
+    status = 401
+
+    def headers(self) -> dict[str, str]:  # noqa: D102 - as in Refusal
+        return {"WWW-Authenticate": "Bearer"}
+
+
+class InvalidToken(Refusal):
+    """A token that proves nothing, or a user that does not exist."""
+
+    status = 401
+
+    def headers(self) -> dict[str, str]:  # noqa: D102 - as in Refusal
+        return {"WWW-Authenticate": f'Bearer error="invalid_token", error_description="{self}"'}
+
+
+class NoOrganization(Refusal):
+    """The user belongs to no organization."""
+
+    status = 403
+
+
+class BodyStalled(Refusal):
+    """The body did not arrive within its deadline."""
+
+    status = 408
+
+    def headers(self) -> dict[str, str]:  # noqa: D102 - as in Refusal
+        return {"Connection": "close"}
+
+
+class BodyTooLarge(Refusal):
+    """The body is longer than any allowed number of ids can be."""
+
+    status = 413
+
+
+class EncodedBody(Refusal):
+    """The body is compressed; it is never inflated."""
+
+    status = 415
+
+
+class Unavailable(Refusal):
+    """The database did not answer within the deadline, or too much is waiting for it."""
+
+    status = 503
+
+    def headers(self) -> dict[str, str]:  # noqa: D102 - as in Refusal
+        return {"Retry-After": "1"}
+
+
+def error_response(
+    status: int, message: str, headers: Mapping[str, str] | None = None
+) -> web.Response:
+    """The one shape of an answer that is not 2xx: {"error": message}, as JSON."""
+    return web.Response(
+        status=status,
+        body=msgspec.json.encode({"error": message}),
+        content_type="application/json",
+        headers={**SECURITY_HEADERS, **(headers or {})},
+    )

@@ -1,0 +1,107 @@
+"""What a list of events is narrowed by: the body of POST /systemevent."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from service.errors import InvalidBody
+from service.ids import MAX_ID
+
+CONTEXTS = 14  # 0 workspace ... 13 conversation; sql/list_events.sql has the words
+EVENTS = 3  # 0 created, 1 updated, 2 deleted
+MAX_TAKE = 100
+
+
+class Filters(msgspec.Struct, frozen=True):
+    """The parameters of sql/list_events.sql after the caller, in their order; None: any."""
+
+    since: datetime | None = None
+    until: datetime | None = None
+    context_id: str | None = None
+    context: int | None = None
+    event: int | None = None
+    user_id: str | None = None
+    workspace_id: str | None = None
+    only_unread: bool = False
+    skip: int = 0
+    take: int = 20
+
+
+NOTHING = Filters(take=0)
+
+
+def parse_filters(body: bytes) -> Filters:
+    """Read the body of a list request; an empty one is as good as {}.
+
+    Raises:
+        InvalidBody: not a JSON object in UTF-8, or a field that cannot be used; the text names it.
+    """
+    values = _object(body)
+    since, until = _time(values, "from_timestamp"), _time(values, "to_timestamp")
+    if since and until and since > until:
+        raise InvalidBody("from_timestamp: later than to_timestamp")
+    show_unread = values.get("showUnread")
+    if not isinstance(show_unread, bool | None):
+        raise InvalidBody("showUnread: not a boolean")
+    return Filters(
+        since,
+        until,
+        _text(values, "contextId"),
+        _number(values, "context", None, 0, CONTEXTS - 1),
+        _number(values, "event", None, 0, EVENTS - 1),
+        _text(values, "userId"),
+        _text(values, "workspaceId"),
+        bool(show_unread),
+        _number(values, "skip", 0, 0, MAX_ID) or 0,
+        _number(values, "take", 20, 1, MAX_TAKE) or 0,
+    )
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    if not body.strip():
+        return {}
+    try:
+        return msgspec.json.decode(body, type=dict[str, Any])
+    except UnicodeDecodeError:
+        raise InvalidBody("the body is not valid UTF-8") from None
+    except msgspec.ValidationError:
+        raise InvalidBody("the body is not a JSON object") from None
+    except (msgspec.DecodeError, RecursionError):
+        raise InvalidBody("the body is not valid JSON") from None
+
+
+def _text(values: dict[str, Any], name: str) -> str | None:
+    value = values.get(name)
+    if value is not None and not isinstance(value, str):
+        raise InvalidBody(f"{name}: not a string")
+    if value is not None and "\0" in value:
+        raise InvalidBody(f"{name}: holds a NUL character")
+    return value
+
+
+def _number(
+    values: dict[str, Any], name: str, default: int | None, least: int, most: int
+) -> int | None:
+    value = values.get(name)
+    if value is None:
+        return default
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise InvalidBody(f"{name}: not an integer from {least} to {most}")
+    return value
+
+
+def _time(values: dict[str, Any], name: str) -> datetime | None:
+    """An ISO 8601 date-time; without an offset it is UTC."""
+    value = _text(values, name)
+    if value is None:
+        return None
+    try:
+        if "T" not in value.upper():
+            raise ValueError("a date alone")  # noqa: TRY301 - told with the others below
+        moment = datetime.fromisoformat(value)
+        return moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise InvalidBody(f"{name}: not an ISO 8601 date-time") from None

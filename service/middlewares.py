@@ -1,0 +1,89 @@
+"""What surrounds every handler: errors into answers, tokens into users."""
+
+import asyncio
+import logging
+import re
+
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler, Middleware
+
+from service.context import ARRIVED, USER, request_id
+from service.errors import (
+    SECURITY_HEADERS,
+    InvalidHeader,
+    InvalidToken,
+    Refusal,
+    Unauthenticated,
+    error_response,
+)
+from service.tokens import Tokens
+
+log = logging.getLogger(__name__)
+
+
+# RFC 6750, section 2.1; a scheme is case-insensitive (RFC 9110, section 11.1)
+CREDENTIALS = re.compile(r"bearer +([A-Za-z0-9._~+/-]+=*)", re.IGNORECASE | re.ASCII)
+
+
+@web.middleware
+async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer every failure in the one shape; the outermost, so it sees 404 and 405 too."""
+    request[ARRIVED] = asyncio.get_running_loop().time()
+    try:
+        return await handler(request)
+    except Refusal as error:
+        return error_response(error.status, str(error), error.headers())
+    except web.HTTPException as error:
+        return http_error(error)
+    except Exception:
+        log.exception("internal error", extra={"request": request_id(request)})
+        return error_response(500, "internal server error")
+
+
+def http_error(error: web.HTTPException) -> web.Response:
+    """Shape one of aiohttp's own refusals."""
+    kept = {str(name): error.headers[name] for name in (hdrs.ALLOW,) if name in error.headers}
+    return error_response(error.status, error.reason.lower(), kept)
+
+
+def bearer(tokens: Tokens, public: frozenset[Handler]) -> Middleware:
+    """Let nobody without a valid token reach a handler that is not declared public."""
+
+    @web.middleware
+    async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
+        match = request.match_info
+        if match.http_exception is None and match.handler not in public:
+            if request.method == hdrs.METH_OPTIONS:
+                check_preflight(request)
+            else:
+                request[USER] = await tokens.user_id(_token(request))
+        return await handler(request)
+
+    return authenticate
+
+
+def _token(request: web.Request) -> str:
+    """The token in the one Authorization header."""
+    values = request.headers.getall(hdrs.AUTHORIZATION, ())
+    if not values:
+        raise Unauthenticated("authentication required")
+    if len(values) > 1:
+        raise InvalidToken("more than one Authorization header")
+    credentials = CREDENTIALS.fullmatch(values[0])
+    if credentials is None:
+        if values[0][:7].lower().rstrip() == "bearer":
+            raise InvalidToken("malformed token")
+        raise Unauthenticated("authentication required: not a bearer token")
+    return credentials[1]
+
+
+def check_preflight(request: web.Request) -> None:
+    """A preflight carries no credentials (Fetch, section 4.8); its headers are echoed, so ASCII."""
+    if not all(value.isascii() for value in request.headers.values()):
+        raise InvalidHeader("a header is not ASCII")
+
+
+async def common_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """Add what every answer carries (a signal, so it sees those that no handler made)."""
+    response.headers.update(SECURITY_HEADERS)
+    response.headers["X-Request-ID"] = request_id(request)

@@ -1,0 +1,33 @@
+"""The SQL files, loaded once at startup."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from service import resource
+
+
+@dataclass(frozen=True)
+class Queries:
+    """The text of each file in sql/, by its name."""
+
+    applied_migrations: str
+    list_events: str
+    lock_migrations: str
+    mark_read: str
+    mark_unread: str
+
+
+def load_queries(folder: Path | None = None) -> Queries:
+    """Read every file of `folder`, by default the one that ships with the service.
+
+    Raises:
+        LookupError: a file that no field names, or a field without a file.
+    """
+    folder = folder or resource("sql")
+    texts = {file.stem: file.read_text("utf-8") for file in folder.glob("*.sql")}
+    names = {field.name for field in fields(Queries)}
+    if unused := texts.keys() - names:
+        raise LookupError(f"{folder}: no user for {', '.join(sorted(unused))}")
+    if missing := names - texts.keys():
+        raise LookupError(f"{folder}: no file for {', '.join(sorted(missing))}")
+    return Queries(**texts)

@@ -1,0 +1,4 @@
+-- The migrations that are applied: is this the schema that this version of the service knows?
+--
+-- No parameters. Returns a row (migration_id) for each.
+select migration_id from system_event_read_migration
