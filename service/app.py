@@ -67,7 +67,8 @@ def create_app(
         web.post("/systemevent/read", handlers.mark_read),
         web.delete("/systemevent/read", handlers.mark_unread),
     ]
-    public: set[Handler] = set()
+    public: set[Handler] = {handlers.openapi}
+    app.add_routes([web.get("/openapi.yaml", handlers.openapi, allow_head=False)])
     if not config.database.url:
         demo_routes = demo.routes(config, reads)
         app.add_routes(demo_routes)
@@ -133,3 +134,8 @@ def _allow_origins(
     cors = aiohttp_cors.setup(app, defaults=dict.fromkeys(origins, options))
     for route in routes:
         cors.add(route)
+
+    async def vary(_: web.Request, response: web.StreamResponse) -> None:
+        response.headers["Vary"] = "Origin"
+
+    app.on_response_prepare.append(vary)

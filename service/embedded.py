@@ -34,6 +34,7 @@ def database(config: Config) -> Iterator[tuple[Config, str]]:
         yield config, config.database.url
         return
     folder = Path(config.database.data_dir).absolute()
+    owner = os.getpid()
     with _locked(folder):
         server = _start(folder / "postgres")
         try:
@@ -43,7 +44,8 @@ def database(config: Config) -> Iterator[tuple[Config, str]]:
                 connection.execute(DEMO_DATA.read_bytes())
             yield with_secret(config), url
         finally:
-            server.stop()
+            if os.getpid() == owner:  # a worker that ends leaves through here as well
+                server.stop()
 
 
 def with_secret(config: Config) -> Config:

@@ -5,6 +5,7 @@ import asyncio
 import msgspec
 from aiohttp import hdrs, web
 
+from service import resource
 from service.config import Config
 from service.context import ARRIVED, IDS, USER
 from service.database import Database
@@ -87,6 +88,11 @@ async def list_events(request: web.Request) -> web.Response:
         "take": filters.take,
     }
     return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
+
+
+async def openapi(_: web.Request) -> web.FileResponse:
+    """GET /openapi.yaml: the contract of all endpoints."""
+    return web.FileResponse(resource("openapi.yaml"), headers={"Content-Type": "application/yaml"})
 
 
 async def read_body(request: web.Request) -> bytes:

@@ -6,6 +6,8 @@ import logging
 import random
 from collections.abc import AsyncIterator, Callable
 
+import asyncpg
+
 from service.database import Database, is_hopeless
 from service.errors import ConfigError
 from service.keys import Keys
@@ -49,7 +51,11 @@ class Health:
             return f"database: {type(error).__name__}"
 
     async def _probe(self) -> str | None:
-        rows = await self._reads.attempt(self._queries.applied_migrations, timeout=PROBE_TIMEOUT)
+        query = self._queries.applied_migrations
+        try:
+            rows = await self._reads.attempt(query, timeout=PROBE_TIMEOUT)
+        except asyncpg.UndefinedTableError:
+            rows = []  # nobody has ever migrated
         if pending := names() - {row["migration_id"] for row in rows}:
             return f"pending migrations: {', '.join(sorted(pending))}"
         # For nobody and nothing: says whether the role may write, and to a primary.
