@@ -37,7 +37,9 @@ def create_app(
     """
     queries = load_queries()
     # Marking has connections of its own: however many lists are asked for, they do not delay it.
-    writes = Database(config.database, database_url, 2 * config.commit.in_flight, WRITE_SETTINGS)
+    # Two kinds of statement, and one for /ready, which could not get a word in otherwise.
+    size = 2 * config.commit.in_flight + 1
+    writes = Database(config.database, database_url, size, WRITE_SETTINGS)
     reads = Database(config.database, database_url, config.database.pool_size, {})
     keys: Keys = (
         Jwks(config.auth.jwks_url, config.auth.algorithms)

@@ -18,9 +18,10 @@ _counter = itertools.count()
 
 def request_id(request: web.BaseRequest) -> str:
     """Return the caller's X-Request-ID where it is sane, else one of our own."""
-    known: str | None = request.get(_REQUEST_ID)
-    if known is None:
+    try:
+        return request[_REQUEST_ID]
+    except KeyError:
         given = request.headers.get("X-Request-ID", "")
         known = given if _SANE.fullmatch(given) else f"{_start}-{next(_counter):x}"
         request[_REQUEST_ID] = known
-    return known
+        return known

@@ -69,18 +69,19 @@ class GroupCommit:
             or self._queued_ids + len(ids) > self._max_queued_ids
         ):
             raise Unavailable("overloaded, try again later")
-        member = _Member(user_id, ids, deadline, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        member = _Member(user_id, ids, deadline, loop.create_future())
         (self._small if len(ids) <= SMALL else self._large).append(member)
         self._queued_ids += len(ids)
         if len(self._runners) < self._config.in_flight:
             runner = asyncio.create_task(self._run())
             self._runners.add(runner)
             runner.add_done_callback(self._runners.discard)
+        timer = loop.call_at(deadline, _expire, member.organization)
         try:
-            async with asyncio.timeout_at(deadline):
-                return await member.organization
-        except TimeoutError:
-            raise Unavailable("the database did not answer in time, try again later") from None
+            return await member.organization
+        finally:
+            timer.cancel()
 
     async def drain(self) -> None:
         """Wait until nothing is in flight."""
@@ -141,3 +142,10 @@ class GroupCommit:
                 member.organization.set_result(organizations[member.user_id])
             else:
                 member.organization.set_exception(InvalidToken("user not found"))
+
+
+def _expire(organization: asyncio.Future[str | None]) -> None:
+    if not organization.done():
+        organization.set_exception(
+            Unavailable("the database did not answer in time, try again later")
+        )

@@ -110,6 +110,8 @@ async def read_body(request: web.Request) -> bytes:
     if (request.content_length or 0) > max_body_size(limits.max_ids):
         raise BodyTooLarge(f"the body is too large: at most {limits.max_ids} ids in one request")
     try:
+        if request.content.is_eof():  # it came with the headers
+            return await request.read()
         async with asyncio.timeout_at(request[ARRIVED] + limits.body_deadline):
             return await request.read()
     except TimeoutError:

@@ -11,7 +11,7 @@ from service import config
 from service.errors import ConfigError, InvalidToken, Unavailable
 from service.keys import Keys, load_key
 
-MAX_USER_ID_BYTES = 1024
+MAX_USER_ID_BYTES = 255  # a statement repeats it for each id
 LIFETIME = 3600  # seconds, of the tokens that sign() makes
 
 
