@@ -9,14 +9,15 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from service import admin, demo, handlers
+from service.body import max_body_size
 from service.config import Config
 from service.database import WRITE_SETTINGS, Database
 from service.errors import ConfigError
 from service.group_commit import GroupCommit, Statement
 from service.handlers import CONFIG, MARK_READ, MARK_UNREAD, QUERIES, READS
 from service.health import Health
-from service.ids import max_body_size
-from service.keys import Jwks, Keys, load_key
+from service.jwks import Jwks
+from service.keys import Keys, load_key
 from service.middlewares import bearer, common_headers, errors
 from service.protocol import Runner
 from service.queries import load_queries
@@ -51,7 +52,7 @@ def create_app(
         keys.on_change = tokens.forget
     health = Health(queries, reads, writes, keys, give_up)
 
-    app = web.Application(client_max_size=max_body_size(config.limits.max_ids))
+    app = web.Application(client_max_size=max_body_size(config.limits))
     app[CONFIG] = config
     app[admin.HEALTH] = health
     for key, query in ((MARK_READ, queries.mark_read), (MARK_UNREAD, queries.mark_unread)):

@@ -1,16 +1,19 @@
 """What a list of events is narrowed by: the body of POST /systemevent."""
 
+import re
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
+from service.body import integer, parse_object
 from service.errors import InvalidBody
 from service.ids import MAX_ID
 
 CONTEXTS = 14  # 0 workspace ... 13 conversation; sql/list_events.sql has the words
 EVENTS = 3  # 0 created, 1 updated, 2 deleted
 MAX_TAKE = 100
+UNSTORABLE = re.compile("[\0\ud800-\udfff]")  # what no text in PostgreSQL can hold
 
 
 class Filters(msgspec.Struct, frozen=True):
@@ -37,7 +40,7 @@ def parse_filters(body: bytes) -> Filters:
     Raises:
         InvalidBody: not a JSON object in UTF-8, or a field that cannot be used; the text names it.
     """
-    values = _object(body)
+    values = parse_object(body) if body.strip() else {}
     since, until = _time(values, "from_timestamp"), _time(values, "to_timestamp")
     if since and until and since > until:
         raise InvalidBody("from_timestamp: later than to_timestamp")
@@ -58,39 +61,24 @@ def parse_filters(body: bytes) -> Filters:
     )
 
 
-def _object(body: bytes) -> dict[str, Any]:
-    if not body.strip():
-        return {}
-    try:
-        return msgspec.json.decode(body, type=dict[str, Any])
-    except UnicodeDecodeError:
-        raise InvalidBody("the body is not valid UTF-8") from None
-    except msgspec.ValidationError:
-        raise InvalidBody("the body is not a JSON object") from None
-    except (msgspec.DecodeError, RecursionError):
-        raise InvalidBody("the body is not valid JSON") from None
-
-
 def _text(values: dict[str, Any], name: str) -> str | None:
     value = values.get(name)
     if value is not None and not isinstance(value, str):
         raise InvalidBody(f"{name}: not a string")
-    if value is not None and "\0" in value:
-        raise InvalidBody(f"{name}: holds a NUL character")
+    if value is not None and UNSTORABLE.search(value):
+        raise InvalidBody(f"{name}: holds a NUL or a lone surrogate")
     return value
 
 
 def _number(
     values: dict[str, Any], name: str, default: int | None, least: int, most: int
 ) -> int | None:
-    value = values.get(name)
-    if value is None:
+    if values.get(name) is None:
         return default
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+    number = integer(values[name], least, most)
+    if number is None:
         raise InvalidBody(f"{name}: not an integer from {least} to {most}")
-    return value
+    return number
 
 
 def _time(values: dict[str, Any], name: str) -> datetime | None:
@@ -101,7 +89,7 @@ def _time(values: dict[str, Any], name: str) -> datetime | None:
     try:
         if "T" not in value.upper():
             raise ValueError("a date alone")  # noqa: TRY301 - told with the others below
-        moment = datetime.fromisoformat(value)
+        moment = datetime.fromisoformat(value.upper())
         return moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
     except (ValueError, OverflowError):
         raise InvalidBody(f"{name}: not an ISO 8601 date-time") from None

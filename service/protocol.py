@@ -3,6 +3,7 @@
 from http import HTTPStatus
 
 from aiohttp import web
+from aiohttp.web_protocol import _ErrInfo
 
 from service.errors import error_response
 from service.logs import RequestLog
@@ -14,6 +15,15 @@ LINGERING_TIME = 2.0
 
 
 class _Connection(web.RequestHandler):
+    def data_received(self, data: bytes) -> None:
+        """Tell a handler that waits for its body when the framing of it breaks."""
+        super().data_received(data)
+        request = self._current_request
+        if request is None or not self._messages or request.content.is_eof():
+            return
+        if isinstance(self._messages[-1][0], _ErrInfo):
+            request.content.set_exception(web.RequestPayloadError("malformed body"))
+
     def handle_error(
         self,
         request: web.BaseRequest,

@@ -9,6 +9,7 @@ from service.database import Database
 from service.tokens import sign
 
 FOLDER = Path(__file__).parent
+TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 DEADLINE = 5.0  # seconds
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -20,11 +21,20 @@ def routes(config: Config, database: Database) -> list[web.RouteDef]:
     """The page at /, its files, and /demo/users: who can be tried, each with a token."""
     query = (FOLDER / "users.sql").read_text()
 
-    async def page(_: web.Request) -> web.FileResponse:
-        return web.FileResponse(FOLDER / "index.html", headers={"Content-Security-Policy": POLICY})
+    async def page(_: web.Request) -> web.Response:
+        return file("index.html")
 
-    async def file(request: web.Request) -> web.FileResponse:
-        return web.FileResponse(FOLDER / request.match_info["name"])
+    async def part(request: web.Request) -> web.Response:
+        return file(request.match_info["name"])
+
+    def file(name: str) -> web.Response:
+        path = FOLDER / name
+        return web.Response(
+            body=path.read_bytes(),
+            content_type=TYPES[path.suffix],
+            charset="utf-8",
+            headers={"Content-Security-Policy": POLICY},
+        )
 
     async def users(_: web.Request) -> web.Response:
         rows = await database.attempt(query, timeout=DEADLINE)
@@ -34,5 +44,5 @@ def routes(config: Config, database: Database) -> list[web.RouteDef]:
     return [
         web.get("/", page, allow_head=False),
         web.get("/demo/users", users, allow_head=False),
-        web.get(r"/demo/{name:bell\.css|bell\.js|api\.js}", file, allow_head=False),
+        web.get(r"/demo/{name:bell\.css|bell\.js|api\.js}", part, allow_head=False),
     ]

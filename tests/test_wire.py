@@ -1,0 +1,462 @@
+"""Bytes on the wire that no well-behaved client sends: always one answer, in the one shape."""
+
+import asyncio
+import contextlib
+import gzip
+import json
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import NoReturn
+
+import pytest
+from multidict import CIMultiDict
+
+from tests.cluster import Cluster
+from tests.conftest import Database, Start, bearer
+from tests.shared import Client, Shared, serve
+
+BODY = b'{"id": 1}'
+CHUNKED = b"9\r\n" + BODY + b"\r\n0\r\n\r\n"
+AUTHORIZATION = f"Authorization: {bearer()['Authorization']}".encode()
+POST = b"POST /systemevent/read HTTP/1.1"
+TE = b"Transfer-Encoding: chunked"
+MARKED = {("acme", "alice", 1)}
+
+
+@dataclass
+class Answer:
+    """An answer, as it was received."""
+
+    version: str
+    status: int
+    headers: CIMultiDict[str]
+    body: bytes
+
+
+class Connection:
+    """A connection that sends what it is told, and reads answers."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Talk over these streams."""
+        self._reader = reader
+        self._writer = writer
+
+    async def send(self, *data: bytes) -> None:
+        """Send bytes."""
+        self._writer.writelines(data)
+        await self._writer.drain()
+
+    def hang_up(self) -> None:
+        """Close the connection."""
+        self._writer.close()
+
+    async def answer(self, *, to_head: bool = False) -> Answer:
+        """Read one answer, and check its shape where it is no success."""
+        head = (await self._reader.readuntil(b"\r\n\r\n")).decode().splitlines()
+        version, status, _ = head[0].split(" ", 2)
+        headers = CIMultiDict(re.findall(r"^(.+?): (.*)$", "\n".join(head[1:]), re.MULTILINE))
+        answer = Answer(version, int(status), headers, b"")
+        if answer.status == 100:
+            return answer
+        assert headers["Cache-Control"] == "no-store"
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["Server"] == "systemevent-read"
+        if not to_head:
+            answer.body = await self._reader.readexactly(int(headers["Content-Length"]))
+            assert headers["Content-Type"].startswith("application/json")
+            if answer.status == 200:
+                assert answer.body == b'{"success":true}'
+            else:
+                assert list(json.loads(answer.body)) == ["error"]
+        return answer
+
+    async def rest(self) -> bytes:
+        """Everything until the service closes the connection."""
+        return await self._reader.read()
+
+
+@contextlib.asynccontextmanager
+async def connect(client: Client) -> AsyncIterator[Connection]:
+    """Connect; whatever happens ends within ten seconds."""
+    async with asyncio.timeout(10):
+        reader, writer = await asyncio.open_connection("127.0.0.1", client.port)
+        try:
+            yield Connection(reader, writer)
+        finally:
+            writer.close()
+
+
+def request(*lines: bytes, body: bytes = BODY, line: bytes = POST, token: bool = True) -> bytes:
+    """A request; with its Content-Length, unless a line is about the length."""
+    fields = [line, b"Host: x", *([AUTHORIZATION] if token else []), *lines]
+    if not any(field.lower().startswith((b"content-length", b"transfer-encod")) for field in lines):
+        fields.append(b"Content-Length: %d" % len(body))
+    return b"\r\n".join(fields) + b"\r\n\r\n" + body
+
+
+def preflight(
+    origin: bytes = b"https://app.example", method: bytes = b"POST", headers: bytes = b"X-A"
+) -> bytes:
+    """What a browser asks before it sends a request."""
+    lines = [
+        b"OPTIONS /systemevent/read HTTP/1.1",
+        b"Host: x",
+        b"Origin: " + origin,
+        b"Access-Control-Request-Method: " + method,
+        b"Access-Control-Request-Headers: " + headers,
+    ]
+    return b"\r\n".join(lines) + b"\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+async def shared(cluster: Cluster) -> AsyncIterator[Shared]:
+    """A service with one allowed origin."""
+    async with serve(cluster, CORS_ORIGINS="https://app.example") as shared:
+        yield shared
+
+
+@pytest.fixture
+async def database(shared: Shared) -> Database:
+    """The database of that service, with nothing marked."""
+    await shared.database.owner.execute("delete from system_event_read")
+    return shared.database
+
+
+@pytest.fixture
+def client(shared: Shared, database: Database) -> Client:
+    """A client of that service."""
+    return shared.client
+
+
+# Refused below the application. Where such a request ends is not known, so the connection ends.
+MALFORMED = {
+    "words": b"hello, is anybody there?\r\n\r\n",
+    "NUL": b"\0" * 100 + b"\r\n\r\n",
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200),
+    "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "HTTP/3": request(line=b"POST /systemevent/read HTTP/3.0"),
+    "method not ASCII": request(line=b"P\xd6ST /systemevent/read HTTP/1.1"),
+    "method unknown": request(line=b"MARK /systemevent/read HTTP/1.1"),
+    "path not ASCII": request(line=b"POST /systemevent/r\xe4d HTTP/1.1"),
+    "query not ASCII": request(line=b"POST /systemevent/read?\xe4 HTTP/1.1"),
+    "path without slash": request(line=b"POST systemevent/read HTTP/1.1"),
+    "host broken": request(line=b"POST http://[x/systemevent/read HTTP/1.1"),
+    "line too long": request(line=b"POST /" + b"x" * 70_000 + b" HTTP/1.1"),
+    "header too long": request(b"X-A: " + b"x" * 70_000),
+    "header name too long": request(b"X" * 70_000 + b": x"),
+    "header without end": POST + b"\r\nX-A: " + b"x" * 200_000,
+    "too many headers": request(*(b"X-%d: x" % n for n in range(3000))),
+    "header without colon": request(b"X-A"),
+    "header folded": request(b"X-A: x\r\n y"),
+    "header with NUL": request(b"X-A: x\0y"),
+    "header with CR": request(b"X-A: x\ry"),
+    "space before colon": request(b"Transfer-Encoding : chunked", body=CHUNKED),
+    "bare LF": request().replace(b"\r\n", b"\n"),
+    "no host": b"POST /systemevent/read HTTP/1.1\r\nContent-Length: 0\r\n\r\n",
+    **{
+        f"length {value.decode('latin1')}": request(b"Content-Length: " + value)
+        for value in (
+            b"abc",
+            b"-9",
+            b"+9",
+            b"0x9",
+            b"9, 9",
+            b"9.0",
+            b"9" * 30,
+            b"\xef\xbc\x99",
+            b"",
+        )
+    },
+    "two lengths": request(b"Content-Length: 9", b"Content-Length: 8"),
+    "length twice": request(b"Content-Length: 9", b"Content-Length: 9"),
+    "chunked and length": request(TE, b"Content-Length: 9", body=CHUNKED),
+    "length and chunked": request(b"Content-Length: 9", TE, body=CHUNKED),
+    "chunked twice": request(TE, TE, body=CHUNKED),
+    "chunked, chunked": request(TE + b", chunked", body=CHUNKED),
+    "chunked, identity": request(TE + b", identity", body=CHUNKED),
+    "chunked and identity": request(TE, b"Transfer-Encoding: identity", body=CHUNKED),
+    "xchunked": request(b"Transfer-Encoding: xchunked", body=CHUNKED),
+    "gzip alone": request(b"Transfer-Encoding: gzip"),
+    "identity alone": request(b"Transfer-Encoding: identity"),
+    **{
+        f"chunk size {size.decode()}": request(TE, body=CHUNKED.replace(b"9", size, 1))
+        for size in (b"zz", b"-9", b"0x9", b"8", b"a", b"f" * 17, b"")
+    },
+    "chunk with bare LF": request(TE, body=CHUNKED.replace(b"\r\n", b"\n")),
+}
+
+
+@pytest.mark.parametrize("sent", MALFORMED.values(), ids=MALFORMED)
+async def test_what_is_not_http_is_refused(client: Client, database: Database, sent: bytes) -> None:
+    """One 400, then the connection is closed, and nothing is marked."""
+    async with connect(client) as connection:
+        await connection.send(sent)
+        assert (await connection.answer()).status == 400
+        assert await connection.rest() == b""
+    assert await database.read_rows() == set()
+
+
+ODD = {
+    "plain": (request(), 200),
+    "chunked": (request(TE, body=CHUNKED), 200),
+    "chunked, in other case": (request(b"transfer-encoding: CHUNKED", body=CHUNKED), 200),
+    "chunk extension and trailer": (
+        request(TE, body=b"9;a=b\r\n" + BODY + b"\r\n0\r\nX-Trailer: x\r\n\r\n"),
+        200,
+    ),
+    "absolute form": (request(line=b"POST http://x/systemevent/read HTTP/1.1"), 200),
+    "Expect": (request(b"Expect: 100-continue"), 100),
+    "Upgrade to h2c": (request(b"Connection: Upgrade", b"Upgrade: h2c"), 200),
+    "Upgrade to websocket": (request(b"Connection: Upgrade", b"Upgrade: websocket"), 200),
+    "X-Request-ID not ASCII": (request(b"X-Request-ID: \xe4\xff"), 200),
+    "two X-Request-ID": (request(b"X-Request-ID: a", b"X-Request-ID: b"), 200),
+    "Origin not ASCII": (request(b"Origin: https://\xe4.example"), 200),
+    "Cookie not ASCII": (request(b"Cookie: \xe4=\xff;;="), 200),
+    "Content-Type not ASCII": (request(b"Content-Type: \xe4; charset=\xff"), 200),
+    "multipart": (request(b"Content-Type: multipart/form-data"), 200),
+    "ranges and conditions": (request(b"Range: bytes=-", b"If-Match: *"), 200),
+    "two Authorization": (request(AUTHORIZATION), 401),
+    "Authorization not ASCII": (request(b"Authorization: Bearer \xe4\xff", token=False), 401),
+    "scheme not ASCII": (request(b"Authorization: B\xe4rer x", token=False), 401),
+    "token of 5 KB": (request(b"Authorization: Bearer " + b"x" * 5000, token=False), 401),
+    "no token, Expect": (request(b"Expect: 100-continue", token=False), 100),
+    "no length": (b"\r\n".join([POST, b"Host: x", AUTHORIZATION, b"", b""]), 400),
+    "not gzip at all, chunked": (request(b"Transfer-Encoding: gzip, chunked", body=CHUNKED), 200),
+    "compressed in transfer": (
+        request(
+            b"Transfer-Encoding: gzip, chunked",
+            body=b"%x\r\n%b\r\n0\r\n\r\n" % (len(packed := gzip.compress(BODY)), packed),
+        ),
+        400,
+    ),
+    "preflight, Origin not ASCII": (preflight(origin=b"https://\xe4"), 400),
+    "preflight, method not ASCII": (preflight(method=b"P\xd6ST"), 400),
+    "preflight, headers not ASCII": (preflight(headers=b"\xe4"), 400),
+    "OPTIONS *": (b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", 404),
+    "CONNECT": (b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n", 404),
+    "path with escapes": (request(line=b"POST /systemevent/r%e4d%zz%00 HTTP/1.1"), 404),
+    "path with dots": (request(line=b"POST /x/../systemevent/read HTTP/1.1"), 404),
+    "path with two slashes": (request(line=b"POST //systemevent/read HTTP/1.1"), 404),
+    "compressed, no such path": (request(b"Content-Encoding: gzip", line=b"POST /x HTTP/1.1"), 404),
+    "GET with a body": (request(line=b"GET /systemevent/read HTTP/1.1"), 405),
+    "a length beyond all": (request(b"Content-Length: 999999999999999999"), 413),
+    "two Content-Encoding": (request(b"Content-Encoding: x", b"Content-Encoding: gzip"), 415),
+    "empty Content-Encoding": (request(b"Content-Encoding:"), 415),
+    **{
+        f"unknown Expect, {line.decode()}": (request(b"Expect: x", line=line + b" HTTP/1.1"), 417)
+        for line in (
+            b"POST /systemevent/read",
+            b"DELETE /systemevent/read",
+            b"POST /systemevent",
+            b"PUT /systemevent/read",
+            b"POST /x",
+        )
+    },
+    "unknown Expect, no token": (request(b"Expect: x", token=False), 417),
+}
+
+
+@pytest.mark.parametrize(("sent", "status"), ODD.values(), ids=ODD)
+async def test_odd_requests_are_answered(
+    client: Client, database: Database, sent: bytes, status: int
+) -> None:
+    """The answer is the one of the contract, and only a 200 marks."""
+    async with connect(client) as connection:
+        await connection.send(sent)
+        answer = await connection.answer()
+        assert answer.status == status
+        if status == 100:
+            answer = await connection.answer()
+            assert answer.status == 200 if AUTHORIZATION in sent else 401
+    assert await database.read_rows() == (MARKED if answer.status == 200 else set())
+
+
+async def test_a_request_id_that_is_not_sane_is_replaced(client: Client) -> None:
+    """Bytes that are not ASCII are not echoed."""
+    async with connect(client) as connection:
+        await connection.send(request(b"X-Request-ID: \xe4"), request(b"X-Request-ID: sane"))
+        assert (await connection.answer()).headers["X-Request-ID"].isascii()
+        assert (await connection.answer()).headers["X-Request-ID"] == "sane"
+
+
+async def test_a_request_hidden_in_a_body_is_not_served(client: Client, database: Database) -> None:
+    """Where Content-Length and Transfer-Encoding disagree, neither is believed."""
+    hidden = request()
+    bodies = (b"0\r\n\r\n" + hidden, b"%x\r\n%b\r\n0\r\n\r\n" % (len(hidden), hidden))
+    for body in bodies:
+        length = b"Content-Length: %d" % len(body)
+        for lines in ((length, TE), (TE, length)):
+            async with connect(client) as connection:
+                await connection.send(request(*lines, body=body))
+                assert (await connection.answer()).status == 400
+                assert await connection.rest() == b""
+    assert await database.read_rows() == set()
+
+
+async def test_pipelined_requests_are_answered_in_order(client: Client) -> None:
+    """Each gets its own answer, whatever the one before got; HEAD has no body."""
+    lines = [
+        (POST, 200),
+        (b"PUT /systemevent/read HTTP/1.1", 405),
+        (b"HEAD /systemevent/read HTTP/1.1", 405),
+        (b"POST /nowhere HTTP/1.1", 404),
+        (b"HEAD /nowhere HTTP/1.1", 404),
+        (b"DELETE /systemevent/read HTTP/1.1", 200),
+    ]
+    async with connect(client) as connection:
+        await connection.send(*(request(line=line) for line, _ in lines))
+        for line, status in lines:
+            answer = await connection.answer(to_head=line.startswith(b"HEAD"))
+            assert answer.status == status
+
+
+async def test_many_pipelined_requests_are_answered(client: Client, database: Database) -> None:
+    """A hundred at once, byte after byte of one stream."""
+    async with connect(client) as connection:
+        bodies = [b'{"id": %d}' % (1 + n % 20) for n in range(100)]
+        await connection.send(b"".join(request(body=body) for body in bodies))
+        for _ in bodies:
+            assert (await connection.answer()).status == 200
+    assert await database.read_rows() == {("acme", "alice", n) for n in range(1, 21)}
+
+
+async def test_garbage_behind_a_request_is_refused(client: Client, database: Database) -> None:
+    """Whether the request before it is served or not, its answer says so."""
+    async with connect(client) as connection:
+        await connection.send(request() + b"garbage\r\n\r\n")
+        first = await connection.answer()
+        assert await database.read_rows() == (MARKED if first.status == 200 else set())
+        if first.status == 200:
+            assert (await connection.answer()).status == 400
+        assert await connection.rest() == b""
+
+
+async def test_a_chunk_that_breaks_later_is_refused(client: Client, database: Database) -> None:
+    """A body found broken once the request is under way is a 400, too; then the connection ends."""
+
+    async def break_off(body: bytes) -> None:
+        async with connect(client) as connection:
+            await connection.send(request(TE, b"Expect: 100-continue", body=b""))
+            assert (await connection.answer()).status == 100
+            await connection.send(body)
+            assert (await connection.answer()).status == 400
+            assert await connection.rest() == b""
+
+    broken = (b"zz\r\n", b"9\r\n" + BODY + b"x\r\n", b"f" * 17 + b"\r\n")
+    await asyncio.gather(*map(break_off, broken))
+    assert await database.read_rows() == set()
+
+
+@pytest.mark.parametrize("length", [b"Content-Length: 9", TE])
+async def test_a_body_cut_short_marks_nothing(
+    client: Client, database: Database, length: bytes
+) -> None:
+    """A client that hangs up in the middle of its body is not served, and harms nobody."""
+    async with connect(client) as connection:
+        await connection.send(request(length, b"Expect: 100-continue", body=b""))
+        assert (await connection.answer()).status == 100
+        await connection.send(b'9\r\n{"id"'[:: 1 if length == TE else -1])
+    async with connect(client) as connection:
+        await connection.send(request(body=b'{"id": 2}'))
+        assert (await connection.answer()).status == 200
+    assert await database.read_rows() == {("acme", "alice", 2)}
+
+
+async def test_the_mark_of_a_client_that_hangs_up_is_kept(
+    client: Client, database: Database
+) -> None:
+    """A statement under way is committed, whether anybody waits for its answer or not."""
+    waiting = "select count(*) from pg_locks where not granted"
+    async with connect(client) as connection:
+        async with database.owner.transaction():
+            await database.owner.execute("lock table system_event_read")
+            await connection.send(request())
+            while not await database.owner.fetchval(waiting):
+                pass
+            connection.hang_up()
+        while await database.read_rows() != MARKED:
+            pass
+
+
+async def test_http_1_0_is_served(client: Client) -> None:
+    """Without keep-alive the connection is closed after the answer, with it it stays."""
+    line = b"POST /systemevent/read HTTP/1.0"
+    async with connect(client) as connection:
+        await connection.send(request(b"Connection: keep-alive", line=line))
+        assert (await connection.answer()).status == 200
+        await connection.send(request(line=line))
+        answer = await connection.answer()
+        assert (answer.version, answer.status) == ("HTTP/1.0", 200)
+        assert await connection.rest() == b""
+
+
+async def test_connection_close_is_honoured(client: Client) -> None:
+    """The connection ends after the answer, when the client asks for it."""
+    async with connect(client) as connection:
+        await connection.send(request(b"Connection: close"))
+        assert (await connection.answer()).headers["Connection"] == "close"
+        assert await connection.rest() == b""
+
+
+async def test_a_compressed_body_is_never_inflated(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bomb is refused unread, with or without a token, while others are served."""
+
+    def inflate(*_: object, **__: object) -> NoReturn:
+        pytest.fail("inflated")
+
+    monkeypatch.setattr("aiohttp.http_parser.ZLibDecompressor", inflate)
+    bomb = gzip.compress(bytes(50_000_000))
+    for token, status in ((True, 415), (False, 401)):
+        async with connect(client) as bomber, connect(client) as other:
+            await bomber.send(request(b"Content-Encoding: gzip", body=bomb, token=token))
+            await other.send(request())
+            assert (await other.answer()).status == 200
+            assert (await bomber.answer()).status == status
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("token", [True, False])
+async def test_a_body_far_over_the_limit_gets_its_answer(
+    client: Client, *, chunked: bool, token: bool
+) -> None:
+    """A client that sends all of it before it reads still reads why it was refused."""
+    size = 10_000_000
+    async with connect(client) as connection:
+        if chunked:
+            await connection.send(request(TE, body=b"%x\r\n" % size, token=token))
+        else:
+            await connection.send(request(b"Content-Length: %d" % size, body=b"", token=token))
+        await connection.send(bytes(size))
+        assert (await connection.answer()).status == (413 if token else 401)
+
+
+async def test_a_stalled_body_holds_up_nobody(client: Client) -> None:
+    """While bodies do not arrive, other callers are answered."""
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(20):
+            stalled = await stack.enter_async_context(connect(client))
+            await stalled.send(request(b"Expect: 100-continue", b"Content-Length: 9", body=b'{"id'))
+            assert (await stalled.answer()).status == 100
+        async with connect(client) as other:
+            await other.send(request())
+            assert (await other.answer()).status == 200
+
+
+async def test_a_stalled_body_is_given_up(start: Start, database: Database) -> None:
+    """After the body's deadline: 408, nothing marked, and the connection is closed."""
+    client = await start(LIMITS_BODY_DEADLINE="0.1")
+
+    async def stall(length: bytes, line: bytes) -> None:
+        async with connect(client) as connection:
+            await connection.send(request(length, line=line, body=b"9\r\n{"))
+            answer = await connection.answer()
+            assert (answer.status, answer.headers["Connection"]) == (408, "close")
+            assert await connection.rest() == b""
+
+    lines = (POST, b"DELETE /systemevent/read HTTP/1.1", b"POST /systemevent HTTP/1.1")
+    lengths = (b"Content-Length: 10", TE)
+    await asyncio.gather(*(stall(length, line) for length in lengths for line in lines))
+    assert await database.read_rows() == set()
