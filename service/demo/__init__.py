@@ -9,7 +9,12 @@ from service.database import Database
 from service.tokens import sign
 
 FOLDER = Path(__file__).parent
-TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+TYPES = {
+    ".html": "text/html",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".svg": "image/svg+xml",
+}
 DEADLINE = 5.0  # seconds
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -44,5 +49,5 @@ def routes(config: Config, database: Database) -> list[web.RouteDef]:
     return [
         web.get("/", page, allow_head=False),
         web.get("/demo/users", users, allow_head=False),
-        web.get(r"/demo/{name:bell\.css|bell\.js|api\.js}", part, allow_head=False),
+        web.get(r"/demo/{name:bell\.css|bell\.js|bell\.svg|api\.js}", part, allow_head=False),
     ]
