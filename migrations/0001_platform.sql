@@ -15,6 +15,7 @@ begin
       email text not null,
       org_role smallint not null default 0
     );
+    comment on index users_pkey is 'one row a user';
     comment on table users is 'stand-in: the platform''s users; one row a user';
     comment on column users.id is 'user id, as in the token''s user claim';
     comment on column users.organization_id is 'the user''s organization; null: none';
@@ -54,6 +55,7 @@ begin
     comment on column system_event_log.user_id is 'who did it';
     comment on column system_event_log.workspace_id is 'the workspace it happened in; null: none';
     comment on column system_event_log.json_data is 'details, as the platform wrote them';
+    comment on index system_event_log_pkey is 'one row an event';
     comment on index system_event_log_time_idx is 'the list: a window of time, newest first';
   end if;
 
@@ -63,6 +65,7 @@ begin
       user_id text not null,
       constraint workspace_user_pkey primary key (user_id, workspace_id)
     );
+    comment on index workspace_user_pkey is 'one row a member, found by the user';
     comment on table workspace_user is 'stand-in: the platform''s members of workspaces';
     comment on column workspace_user.workspace_id is 'the workspace';
     comment on column workspace_user.user_id is 'a user who belongs to it';

@@ -45,8 +45,8 @@ class Database(Struct, frozen=True, forbid_unknown_fields=True):
     url: str = ""
     data_dir: str = ".data"
     pool_size: Annotated[int, Meta(ge=1, le=100)] = 4
-    statement_timeout: Seconds = 5.0
-    connect_timeout: Seconds = 3.0
+    statement_timeout: Seconds = 3.0
+    connect_timeout: Seconds = 2.0
     statement_cache_size: Annotated[int, Meta(ge=0, le=1000)] = 100
 
 

@@ -7,8 +7,10 @@ import asyncio
 import contextlib
 import random
 import ssl
-from collections.abc import AsyncIterator, Mapping
-from typing import TypeAlias
+from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeAlias
+from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 from asyncpg import exceptions as pg
@@ -71,7 +73,7 @@ class Database:
         self._statement_timeout = database.statement_timeout
         timeout = str(round(database.statement_timeout * 1000))
         self._pool = asyncpg.create_pool(
-            url,
+            connect=partial(_connect, hosts=split_hosts(url)),
             min_size=0,
             max_size=size,
             # Sessions are never changed: nothing to reset, and no round trip to pay for it.
@@ -147,12 +149,34 @@ class Database:
             raise
         except asyncpg.PostgresError:
             raise  # the server answered: the session is as it was
-        except BaseException:
+        except BaseException as error:
             # Cut off in the middle. A polite release waits for the server, which may be frozen.
             connection.terminate()
+            if isinstance(error, TimeoutError):
+                # Its neighbours lead to the same server.
+                await self._pool.expire_connections()
             raise
         finally:
             await self._pool.release(connection)
+
+
+def split_hosts(url: str) -> list[str]:
+    """Split a URL of several hosts into one each; asyncpg has one time limit for all of them."""
+    parts = urlsplit(url)
+    user, at, hosts = parts.netloc.rpartition("@")
+    return [urlunsplit(parts._replace(netloc=user + at + host)) for host in hosts.split(",")]
+
+
+async def _connect(
+    *_: object,
+    hosts: Sequence[str],
+    **options: Any,  # noqa: ANN401 - asyncpg's
+) -> "asyncpg.Connection[asyncpg.Record]":
+    """Connect to the first host that answers, and is of the kind that the URL asks for."""
+    for host in hosts[:-1]:
+        with contextlib.suppress(Exception):
+            return await asyncpg.connect(host, **options)
+    return await asyncpg.connect(hosts[-1], **options)
 
 
 async def _keep(_: "asyncpg.Connection[asyncpg.Record]") -> None:

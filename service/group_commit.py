@@ -13,6 +13,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from service.config import Commit
 from service.errors import InvalidToken, Unavailable
@@ -74,9 +75,7 @@ class GroupCommit:
         (self._small if len(ids) <= SMALL else self._large).append(member)
         self._queued_ids += len(ids)
         if len(self._runners) < self._config.in_flight:
-            runner = asyncio.create_task(self._run())
-            self._runners.add(runner)
-            runner.add_done_callback(self._runners.discard)
+            self._runners.add(asyncio.create_task(self._run()))
         timer = loop.call_at(deadline, _expire, member.organization)
         try:
             return await member.organization
@@ -90,8 +89,13 @@ class GroupCommit:
 
     async def _run(self) -> None:
         """Run statements until the queue is empty."""
-        while batch := self._take():
-            await self._commit(batch)
+        try:
+            while batch := self._take():
+                await self._commit(batch)
+        finally:
+            # Here and not when the task is done, which is a turn of the loop later: whoever comes
+            # in between would wait for a runner that looks no more.
+            self._runners.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
     def _take(self) -> list[_Member]:
         """Take the next statement's members off the queue, oldest first.

@@ -19,7 +19,14 @@ TABLE = "system_event_read_migration"
 
 
 class _Backend(PostgresqlPsycopgBackend):
-    """yoyo's, but connecting as libpq does: several hosts, sockets, TLS, passfile."""
+    """yoyo's, but connecting as libpq does: several hosts, sockets, TLS, passfile.
+
+    And with tables of our own, beside those of a platform that uses yoyo itself.
+    """
+
+    lock_table = f"{TABLE}_lock"
+    log_table = f"{TABLE}_log"
+    version_table = f"{TABLE}_version"
 
     def connect(self, dburi: DatabaseURI) -> psycopg.Connection:
         return psycopg.connect(dburi.args["conninfo"], autocommit=True)

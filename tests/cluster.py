@@ -81,6 +81,7 @@ class Cluster:
                 if pid != pids[0]:
                     _kill(pid)
         (self.data / "postmaster.pid").unlink(missing_ok=True)
+        (self.folder / f".s.PGSQL.{self.port}.lock").unlink(missing_ok=True)
 
     def freeze(self) -> None:
         """Stop every process of the server in its tracks: connections stay, answers do not come."""
