@@ -1,6 +1,7 @@
 """The wiring: what is made of what, and which path leads where."""
 
 import contextlib
+import gc
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
@@ -89,6 +90,10 @@ def create_app(
                 await stack.enter_async_context(keys.run())
             await stack.enter_async_context(admin.serve(app, config))
             await stack.enter_async_context(health.watch())
+            # What is alive now stays so; the collector need not look at it again and again.
+            gc.collect()
+            gc.freeze()
+            gc.set_threshold(10_000, 20, 50)
             yield
 
     app.cleanup_ctx.append(run)

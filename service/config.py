@@ -62,7 +62,7 @@ class Auth(Struct, frozen=True, forbid_unknown_fields=True):
     audience: list[str] = []
     issuer: str = ""
     leeway: Annotated[float, Meta(ge=0, le=60)] = 0.0
-    cache_size: Annotated[int, Meta(ge=0, le=1_000_000)] = 10_000
+    cache_size: Count = 10_000
 
 
 class Cors(Struct, frozen=True, forbid_unknown_fields=True):

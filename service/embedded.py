@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import psycopg
 
 from service.config import Config, load
 from service.errors import ConfigError
-from service.migrations import migrate
 
 DEMO_DATA = Path(__file__).parent / "demo" / "data.sql"
 
@@ -33,6 +31,10 @@ def database(config: Config) -> Iterator[tuple[Config, str]]:
     if config.database.url:
         yield config, config.database.url
         return
+    import psycopg  # noqa: PLC0415 - 12 MB that production does not need
+
+    from service.migrations import migrate  # noqa: PLC0415 - the same
+
     folder = Path(config.database.data_dir).absolute()
     owner = os.getpid()
     with _locked(folder):

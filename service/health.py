@@ -11,8 +11,7 @@ import asyncpg
 from service.database import Database, is_hopeless
 from service.errors import ConfigError
 from service.keys import Keys
-from service.migrations import names
-from service.queries import Queries
+from service.queries import Queries, migration_names
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +55,7 @@ class Health:
             rows = await self._reads.attempt(query, timeout=PROBE_TIMEOUT)
         except asyncpg.UndefinedTableError:
             rows = []  # nobody has ever migrated
-        if pending := names() - {row["migration_id"] for row in rows}:
+        if pending := migration_names() - {row["migration_id"] for row in rows}:
             return f"pending migrations: {', '.join(sorted(pending))}"
         # For nobody and nothing: says whether the role may write, and to a primary.
         for query in (self._queries.mark_read, self._queries.mark_unread):

@@ -5,6 +5,7 @@ gathered while the loop is busy and written together, before it waits again.
 """
 
 import asyncio
+import functools
 import logging
 import sys
 import time
@@ -33,12 +34,17 @@ def set_up(logging_config: config.Logging) -> None:
 
 def _line(form: str, level: str, fields: dict[str, Any]) -> bytes:
     """One line: an object with its time and level, or the same as key=value."""
-    now = time.time()
-    moment = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+    second, fraction = divmod(time.time(), 1)
+    moment = f"{_second(int(second))}.{int(fraction * 1000):03}Z"
     if form == "json":
         return msgspec.json.encode({"time": moment, "level": level, **fields}) + b"\n"
     text = " ".join(str(v) if k == "message" else f"{k}={v}" for k, v in fields.items())
     return f"{moment} {level} {_printable(text)}\n".encode()
+
+
+@functools.lru_cache(maxsize=1)
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def _printable(text: str) -> str:

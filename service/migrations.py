@@ -32,11 +32,6 @@ class _Backend(PostgresqlPsycopgBackend):
         return psycopg.connect(dburi.args["conninfo"], autocommit=True)
 
 
-def names() -> set[str]:
-    """The ids of all migrations that this version ships."""
-    return {file.stem for file in resource("migrations").glob("*.sql") if "." not in file.stem}
-
-
 def migrate(url: str) -> list[str]:
     """Apply what is pending, and return the ids of it. Several may try at once; one does.
 

@@ -1,4 +1,4 @@
-"""The SQL files, loaded once at startup."""
+"""The SQL files, loaded once at startup, and the names of the migrations."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -31,3 +31,8 @@ def load_queries(folder: Path | None = None) -> Queries:
     if missing := names - texts.keys():
         raise LookupError(f"{folder}: no file for {', '.join(sorted(missing))}")
     return Queries(**texts)
+
+
+def migration_names() -> set[str]:
+    """The ids of all migrations that this version ships."""
+    return {file.stem for file in resource("migrations").glob("*.sql") if "." not in file.stem}

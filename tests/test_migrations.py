@@ -19,8 +19,8 @@ from psycopg.errors import InsufficientPrivilege
 from yoyo import get_backend, read_migrations
 
 from service.errors import ConfigError
-from service.migrations import TABLE, migrate, names, roll_back
-from service.queries import load_queries
+from service.migrations import TABLE, migrate, roll_back
+from service.queries import load_queries, migration_names
 from tests.cluster import BIN, Cluster
 from tests.conftest import HERE, ROLE, SECRET, psql
 
@@ -68,7 +68,7 @@ def test_each_migration_goes_up_down_and_up_again(url: str) -> None:
     backend = get_backend(url.replace("postgresql:", "postgresql+psycopg:"), TABLE)
     with contextlib.closing(backend.connection):
         migrations = read_migrations(str(MIGRATIONS))
-        assert {migration.id for migration in migrations} == names()
+        assert {migration.id for migration in migrations} == migration_names()
         assert backend.to_apply(migrations)  # makes yoyo's own tables
         before = dump(url)
         for migration in backend.to_apply(migrations):
@@ -94,7 +94,7 @@ def test_the_schema_is_the_snapshot(url: str) -> None:
 
 def test_migrating_again_changes_nothing(url: str) -> None:
     """The second time there is nothing to apply."""
-    assert set(migrate(url)) == names()
+    assert set(migrate(url)) == migration_names()
     assert migrate(url) == []
 
 
@@ -116,7 +116,7 @@ def test_several_instances_may_migrate_at_once(url: str) -> None:
         ]
         said = [instance.communicate()[0] for instance in instances]
     assert [instance.returncode for instance in instances] == [0] * 3
-    for name in names():
+    for name in migration_names():
         assert sum(name in text for text in said) == 1
     assert not difference(SNAPSHOT.read_text(), dump(url))
 
@@ -128,7 +128,7 @@ def test_a_lock_that_a_crash_left_behind_does_not_stop_it(url: str) -> None:
     table = "select oid::regclass from pg_class where relname like '%lock' and relkind = 'r'"
     lock = psql(url, table).strip()
     psql(url, f"insert into {lock} (locked, ctime, pid) values (1, now() - interval '1 day', 1)")  # noqa: S608
-    assert set(migrate(url)) == names()
+    assert set(migrate(url)) == migration_names()
 
 
 def test_a_platform_that_uses_yoyo_too_is_left_alone(url: str, tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_a_platform_that_uses_yoyo_too_is_left_alone(url: str, tmp_path: Path) -
         theirs.apply_migrations(read_migrations(str(tmp_path)))
         everything = ("table _yoyo_migration", "table _yoyo_log", "table yoyo_lock")
         before = psql(url, *everything)
-        assert set(migrate(url)) == names()
+        assert set(migrate(url)) == migration_names()
         assert psql(url, *everything) == before
 
 
@@ -184,7 +184,7 @@ def test_the_platforms_relations_stay_the_platforms(
         *(f"create {kind} {schema}.{relation} as {PLATFORM[relation]}" for relation in theirs),
     )
     before = dump(url)
-    assert set(migrate(url)) == names()
+    assert set(migrate(url)) == migration_names()
     made = set(psql(url, STAND_INS).split())
     assert made == PLATFORM.keys() - theirs
     psql(url, "insert into system_event_read values ('org', 'ann', 1)", "table system_event_reader")

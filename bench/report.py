@@ -1,0 +1,140 @@
+"""Turns figures into bench/results.md: the bars, the tables, the machine."""
+
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+
+from bench.load import Sample
+from bench.phases import BADGES, EACH, FASTAPI, GROUP, IDLE, MARKS, PGBENCH, Results, contender
+from bench.postgres import BIN
+
+LIBRARIES = ("aiohttp", "asyncpg", "uvloop", "PyJWT", "gunicorn", "fastapi", "uvicorn", "httptools")
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A figure of this run, nearly always a ratio, and what it has to be."""
+
+    name: str
+    wanted: str
+    value: float
+    met: bool
+
+    def __str__(self) -> str:
+        """One line of the table."""
+        verdict = "met" if self.met else "**not met**"
+        return f"| {self.name} | {self.wanted} | {self.value:.2f} | {verdict} |"
+
+
+def _at_least(limit: float, name: str, value: float) -> Bar:
+    return Bar(name, f"at least {limit:g}", value, value >= limit)
+
+
+def _at_most(limit: float, name: str, value: float) -> Bar:
+    return Bar(name, f"at most {limit:g}", value, value <= limit)
+
+
+def best_pgbench(results: Results) -> tuple[int, Sample]:
+    """The number of clients at which pgbench does most, and what it does."""
+    of_pgbench = [(number, sample) for (name, number), sample in results.items() if name == PGBENCH]
+    return max(of_pgbench, key=lambda item: item[1].rate)
+
+
+def contender_bars(results: Results) -> Iterator[Bar]:
+    """The bars that the contenders decide."""
+    bare = best_pgbench(results)[1].rate
+    for workers, limit in ((2, 1.5), (1, 1.0)):
+        rate = results[contender(GROUP, workers), 64].rate
+        yield _at_least(limit, f"requests/s, {contender(GROUP, workers)} / pgbench", rate / bare)
+    for workers in (1, 2):
+        ours = results[contender(GROUP, workers), 64]
+        each = results[contender(EACH, workers), 64]
+        fastapi = results[contender(FASTAPI, workers), 64]
+        case = f"{workers} worker{'s' * (workers > 1)} each"
+        yield _at_least(4, f"requests/s, group commit / {EACH}, {case}", ours.rate / each.rate)
+        yield _at_least(5, f"requests/s, group commit / FastAPI, {case}", ours.rate / fastapi.rate)
+        yield _at_most(1, f"p99, group commit / {EACH}, {case}", ours.p99 / each.p99)
+    one = contender(GROUP, 1)
+    alone = results[one, 1].p50 / results[contender(EACH, 1), 1].p50
+    yield _at_most(1.1, f"p50 at 1 connection, group commit / {EACH}", alone)
+    for workers in (1, 2):
+        name = contender(GROUP, workers)
+        ratio = results[name, 512].rate / results[name, 64].rate
+        yield _at_least(0.9, f"requests/s at 512 / at 64 connections, {name}", ratio)
+    yield _at_most(64, "MB (RSS) of a worker, idle", results[one, IDLE].rss)
+    yield _at_most(96, "MB (RSS) of a worker, 512 connections busy", results[one, 512].rss)
+
+
+def growth_bars(results: Results) -> Iterator[Bar]:
+    """The bars that the number of rows decides."""
+    rows = sorted({number for _, number in results})
+    few, many = rows[0], rows[-1]
+    span = f"{many:,} / {few:,} rows"
+    cost = results[MARKS, few].rate / results[MARKS, many].rate
+    yield _at_most(1.2, f"cost of a mark, {span}", cost)
+    yield _at_most(
+        1.2, f"p99 of the badge, {span}", results[BADGES, many].p99 / results[BADGES, few].p99
+    )
+
+
+def others(all_results: Sequence[Results]) -> str:
+    """How much the machine had to do beside the bench."""
+    cores = [sample.others for results in all_results for sample in results.values()]
+    known = sorted(value for value in cores if not math.isnan(value))
+    middle, most = known[len(known) // 2], known[-1]
+    return f"Other processes kept {middle:.1f} cores busy meanwhile (at most {most:.1f})."
+
+
+def bars_table(bars: Sequence[Bar]) -> str:
+    """All bars."""
+    return "\n".join(["| bar | wanted | measured | |", "|---|---|--:|---|", *map(str, bars)])
+
+
+def table(results: Results, varies: str) -> str:
+    """All figures of a phase; `varies` names the second part of the keys."""
+    heads = (
+        f"contender|{varies}|requests/s|p50 ms|p99 ms|CPU s / 1,000|PostgreSQL CPU s / 1,000|"
+        "RSS MB|PSS MB"
+    ).split("|")
+    lines = ["| " + " | ".join(heads) + " |", "|---" + "|--:" * (len(heads) - 1) + "|"]
+    for (name, number), sample in results.items():
+        cells = [
+            "" if math.isnan(value) else f"{value:,.{places}f}"
+            for value, places in zip(astuple(sample), (0, 2, 2, 3, 3, 0, 0), strict=False)
+        ]
+        lines.append("| " + " | ".join([name, f"{number:,}", *cells]) + " |")
+    return "\n".join(lines)
+
+
+def plans_table(plans: Sequence[tuple[str, float, int]]) -> str:
+    """How the statements were planned."""
+    rows = [f"| {name} | {took:.1f} | {discarded:,} |" for name, took, discarded in plans]
+    return "\n".join(["| statement | ms | rows discarded |", "|---|--:|--:|", *rows])
+
+
+def machine() -> str:
+    """What it ran on."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
+        if line.startswith("model name"):
+            model = line.partition(": ")[2]
+            break
+    memory = psutil.virtual_memory().total / 2**30
+    postgres = subprocess.check_output([BIN / "postgres", "--version"], text=True).split()[-1]
+    wrk = subprocess.run(["wrk", "-v"], capture_output=True, text=True, check=False).stdout.split()[
+        1
+    ]
+    libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
+    return (
+        f"{os.cpu_count()} cores ({model}), {memory:.0f} GB, {platform.system()}; load generator, "
+        f"service and database share them. Python {platform.python_version()}, {libraries}, "
+        f"PostgreSQL {postgres}, wrk {wrk.split('-')[0]}."
+    )
