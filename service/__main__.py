@@ -2,12 +2,14 @@
 
 import argparse
 import asyncio
+import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
+from errno import EACCES, EADDRINUSE
 from typing import NoReturn
 
-import msgspec
 import uvloop
 from aiohttp import web
 
@@ -18,18 +20,20 @@ from service.config import Config
 from service.errors import ConfigError
 from service.tokens import sign
 
+# A closed terminal (SIGHUP) stops us as well; with several workers, gunicorn makes it a reload.
+STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
 
 def main(argv: list[str] | None = None) -> int:
     """Parse, run, and return the exit status."""
     arguments = _parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, _exit)
     try:
         return int(arguments.run(arguments) or 0)
     except ConfigError as error:
         print(f"systemevent-read: {error}", file=sys.stderr)  # noqa: T201
         return 1
     except KeyboardInterrupt:
-        return 0
+        return 130
 
 
 def _exit(*_: object) -> NoReturn:
@@ -43,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--config", metavar="PATH", help="default: ./config.toml")
 
     command = commands.add_parser("serve", parents=[common], help="answer requests until SIGTERM")
-    command.add_argument("--workers", type=int, help="overrides server.workers")
+    command.add_argument("--workers", metavar="N", help="overrides server.workers")
     command.set_defaults(run=_serve)
 
     command = commands.add_parser("migrate", parents=[common], help="bring the schema up to date")
@@ -56,32 +60,36 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _load(arguments: argparse.Namespace) -> Config:
-    config = configuration.load(arguments.config)
-    if getattr(arguments, "workers", None) is not None:
-        server = msgspec.structs.replace(config.server, workers=arguments.workers)
-        config = msgspec.structs.replace(config, server=server)
-    return config
+    environ = dict(os.environ)
+    if arguments.workers is not None:
+        environ["SYSTEMEVENT_SERVER_WORKERS"] = arguments.workers
+    return configuration.load(arguments.config, environ)
 
 
 def _serve(arguments: argparse.Namespace) -> None:
     config = _load(arguments)
     logs.set_up(config.logging)
+    for number in STOP:
+        signal.signal(number, _exit)  # until there is something to finish
     _check_free("server", config.server.host, config.server.port)
     _check_free("admin", config.admin.host, config.admin.port)
     with embedded.database(config) as (served, url):
-        if not config.database.url:
-            _say_what_to_try(served, url)
+
+        def announce() -> None:
+            if not config.database.url:
+                _say_what_to_try(served, url)
+
         if served.server.workers > 1:
             from service import workers  # noqa: PLC0415 - one process does not need gunicorn
 
-            workers.run(lambda: (embedded.with_secret(_load(arguments)), url))
+            workers.run(lambda: (embedded.with_secret(_load(arguments)), url), announce)
         else:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(_serve_alone(served, url))
+                runner.run(_serve_alone(served, url, announce))
 
 
-async def _serve_alone(config: Config, url: str) -> None:
-    """Serve from this process until SIGTERM or SIGINT."""
+async def _serve_alone(config: Config, url: str, announce: Callable[[], None]) -> None:
+    """Serve from this process until one of the signals that stop it."""
     loop = asyncio.get_running_loop()
     stop: asyncio.Future[None] = loop.create_future()
 
@@ -89,12 +97,13 @@ async def _serve_alone(config: Config, url: str) -> None:
         if not stop.done():
             stop.set_exception(error) if error else stop.set_result(None)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOP:
         loop.add_signal_handler(number, end)
     runner = create_runner(config, url, end)
     try:
         await runner.setup()
         await web.TCPSite(runner, config.server.host, config.server.port, backlog=1024).start()
+        announce()
         await stop
     except OSError as error:
         raise ConfigError(f"server.port: cannot listen: {error.strerror}") from None
@@ -110,10 +119,12 @@ def _check_free(section: str, host: str, port: int) -> None:
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        key = "port" if getattr(error, "errno", None) in (EADDRINUSE, EACCES) else "host"
         raise ConfigError(
-            f"{section}.port: cannot listen on {host}:{port}: {error.strerror}; "
-            f"set SYSTEMEVENT_{section.upper()}_PORT to another"
+            f"{section}.{key}: cannot listen on {host}:{port}: "
+            f"{getattr(error, 'strerror', 'not a host name')}; "
+            f"set SYSTEMEVENT_{section.upper()}_{key.upper()} to another"
         ) from None
 
 

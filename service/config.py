@@ -1,10 +1,12 @@
 """Configuration: config.toml, overridden by the environment, checked before anything runs."""
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 import msgspec
 from msgspec import Meta, Struct, field
@@ -13,6 +15,8 @@ from service.errors import ConfigError
 
 PREFIX = "SYSTEMEVENT_"
 MIN_SECRET_BYTES = 32
+NO_URL = re.compile(r"[^\x21-\x7e]")  # what no URL holds
+UNSTORABLE = re.compile("[\0\ud800-\udfff]")  # what is no text: NUL, lone surrogates
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
@@ -161,6 +165,8 @@ def _from_environ(name: str, text: str) -> tuple[str, str, object]:
     if annotation is None:
         raise ConfigError(f"{name}: no such key, {section}.{key}")
     value: object = text
+    if UNSTORABLE.search(text):
+        raise ConfigError(f"{section}.{key}: not text (from {name})")
     if str(annotation).startswith("list"):
         value = [item.strip() for item in text.split(",") if item.strip()]
     try:
@@ -188,12 +194,11 @@ def _check(config: Config) -> Config:
     """Refuse what each key allows alone and all of them together do not."""
     _check_auth(config.auth, embedded=not config.database.url)
     for origin in config.cors.origins:
-        scheme, separator, host = origin.partition("://")
-        well_formed = scheme and separator and host and origin.isascii()
-        if not well_formed or "/" in host or "*" in origin:
+        scheme, _, host = origin.partition("://")
+        if not _is_url(origin, {scheme}) or re.search(r"[/?#@*]", host):
             raise ConfigError("cors.origins: each is scheme://host[:port], without a path or a *")
-    if config.database.url and not config.database.url.startswith(("postgresql://", "postgres://")):
-        raise ConfigError("database.url: not a postgresql:// URL")
+    if config.database.url:
+        _check_database_url(config.database.url)
     if config.limits.body_deadline > config.limits.deadline:
         raise ConfigError("limits.body_deadline: longer than limits.deadline")
     return config
@@ -217,9 +222,42 @@ def _check_auth(auth: Auth, *, embedded: bool) -> None:
         raise ConfigError(f"{wanted}: missing; set SYSTEMEVENT_{_variable(wanted)}, or {others}")
     if auth.secret and len(auth.secret.encode()) < MIN_SECRET_BYTES:
         raise ConfigError(f"auth.secret: shorter than {MIN_SECRET_BYTES} bytes")
-    if auth.jwks_url and not auth.jwks_url.startswith(("https://", "http://")):
+    if auth.jwks_url and not _is_url(auth.jwks_url, {"https", "http"}):
         raise ConfigError("auth.jwks_url: not an http or https URL")
 
 
 def _variable(key: str) -> str:
     return key.replace(".", "_").upper()
+
+
+def _is_url(url: str, schemes: set[str]) -> bool:
+    """Whether a URL has a scheme of these, a host, and, if any, a port that is one."""
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 - raises where it is none
+    except ValueError:
+        return False
+    return parts.scheme in schemes - {""} and bool(parts.hostname) and not NO_URL.search(url)
+
+
+def split_hosts(url: str) -> list[str]:
+    """Split a database URL of several hosts into one each, in their order."""
+    parts = urlsplit(url)
+    user, at, hosts = parts.netloc.rpartition("@")
+    return [urlunsplit(parts._replace(netloc=user + at + host)) for host in hosts.split(",")]
+
+
+def _check_database_url(url: str) -> None:
+    """Refuse what can never connect; what it is is not told, since it may hold a password."""
+    if not url.startswith(("postgresql://", "postgres://")):
+        raise ConfigError("database.url: not a postgresql:// URL")
+    try:
+        for one in split_hosts(url):
+            parts = urlsplit(one)
+            parts.port  # noqa: B018 - raises where it is none
+            query = dict(parse_qsl(parts.query, strict_parsing=bool(parts.query)))
+    except ValueError:
+        raise ConfigError("database.url: not a valid URL") from None
+    for key in ("sslrootcert", "sslcert", "sslkey", "sslcrl"):
+        if query.get(key, "system") != "system" and not os.access(query[key], os.R_OK):
+            raise ConfigError(f"database.url: {key}: cannot read that file")

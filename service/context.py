@@ -1,6 +1,7 @@
 """What a request carries on its way through the service."""
 
 import itertools
+import os
 import re
 import secrets
 
@@ -22,6 +23,6 @@ def request_id(request: web.BaseRequest) -> str:
         return request[_REQUEST_ID]
     except KeyError:
         given = request.headers.get("X-Request-ID", "")
-        known = given if _SANE.fullmatch(given) else f"{_start}-{next(_counter):x}"
+        known = given if _SANE.fullmatch(given) else f"{_start}-{os.getpid():x}-{next(_counter):x}"
         request[_REQUEST_ID] = known
         return known

@@ -10,7 +10,6 @@ import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
-from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 from asyncpg import exceptions as pg
@@ -53,8 +52,8 @@ LONGEST_PAUSE = 1.0
 def is_transient(error: BaseException) -> bool:
     """Whether the same statement may succeed on another attempt, perhaps on another connection."""
     if isinstance(error, pg.InterfaceError):
-        # asyncpg's own word that a connection is gone; DataError is about an argument.
-        return not isinstance(error, pg.DataError)
+        # asyncpg's own word that a connection is gone; the others are about an argument or the URL.
+        return not isinstance(error, pg.DataError | pg.ClientConfigurationError)
     return isinstance(error, TRANSIENT)
 
 
@@ -73,7 +72,7 @@ class Database:
         self._statement_timeout = database.statement_timeout
         timeout = str(round(database.statement_timeout * 1000))
         self._pool = asyncpg.create_pool(
-            connect=partial(_connect, hosts=split_hosts(url)),
+            connect=partial(_connect, hosts=config.split_hosts(url)),
             min_size=0,
             max_size=size,
             # Sessions are never changed: nothing to reset, and no round trip to pay for it.
@@ -160,19 +159,15 @@ class Database:
             await self._pool.release(connection)
 
 
-def split_hosts(url: str) -> list[str]:
-    """Split a URL of several hosts into one each; asyncpg has one time limit for all of them."""
-    parts = urlsplit(url)
-    user, at, hosts = parts.netloc.rpartition("@")
-    return [urlunsplit(parts._replace(netloc=user + at + host)) for host in hosts.split(",")]
-
-
 async def _connect(
     *_: object,
     hosts: Sequence[str],
     **options: Any,  # noqa: ANN401 - asyncpg's
 ) -> "asyncpg.Connection[asyncpg.Record]":
-    """Connect to the first host that answers, and is of the kind that the URL asks for."""
+    """Connect to the first host that answers, and is of the kind that the URL asks for.
+
+    asyncpg would do it, but with one time limit for all hosts, which the first may use up.
+    """
     for host in hosts[:-1]:
         with contextlib.suppress(Exception):
             return await asyncpg.connect(host, **options)

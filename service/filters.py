@@ -1,19 +1,18 @@
 """What a list of events is narrowed by: the body of POST /systemevent."""
 
-import re
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
 from service.body import integer, parse_object
+from service.config import UNSTORABLE
 from service.errors import InvalidBody
 from service.ids import MAX_ID
 
 CONTEXTS = 14  # 0 workspace ... 13 conversation; sql/list_events.sql has the words
 EVENTS = 3  # 0 created, 1 updated, 2 deleted
 MAX_TAKE = 100
-UNSTORABLE = re.compile("[\0\ud800-\udfff]")  # what no text in PostgreSQL can hold
 
 
 class Filters(msgspec.Struct, frozen=True):

@@ -7,9 +7,11 @@ import random
 from collections.abc import AsyncIterator, Callable
 
 import asyncpg
+import msgspec
 
 from service.database import Database, is_hopeless
 from service.errors import ConfigError
+from service.filters import NOTHING
 from service.keys import Keys
 from service.queries import Queries, migration_names
 
@@ -57,9 +59,11 @@ class Health:
             rows = []  # nobody has ever migrated
         if pending := migration_names() - {row["migration_id"] for row in rows}:
             return f"pending migrations: {', '.join(sorted(pending))}"
-        # For nobody and nothing: says whether the role may write, and to a primary.
+        # For nobody and nothing: says whether the role may do it, and write here.
         for query in (self._queries.mark_read, self._queries.mark_unread):
             await self._writes.attempt(query, [], [], [], timeout=PROBE_TIMEOUT)
+        nobody = ("", *msgspec.structs.astuple(NOTHING))
+        await self._reads.attempt(self._queries.list_events, *nobody, timeout=PROBE_TIMEOUT)
         return None
 
     @contextlib.asynccontextmanager
@@ -79,7 +83,7 @@ class Health:
                 problem = await self._probe()
             except Exception as error:  # noqa: BLE001 - sorted out below
                 if is_hopeless(error):
-                    self._give_up(ConfigError(f"database.url: {error}"))
+                    self._give_up(ConfigError(f"database.url: {_describe(error)}"))
                     return
                 log.warning("waiting for the database: %s", type(error).__name__)
             else:
@@ -90,3 +94,10 @@ class Health:
                 return
             await asyncio.sleep(random.uniform(pause / 2, pause))  # noqa: S311 - jitter
             pause = min(pause * 2, LONGEST_PAUSE)
+
+
+def _describe(error: Exception) -> str:
+    """What the database said; of another error only the kind, since its text may quote the URL."""
+    if isinstance(error, asyncpg.PostgresError):
+        return " ".join(str(error).split())
+    return type(error).__name__

@@ -39,7 +39,7 @@ def _line(form: str, level: str, fields: dict[str, Any]) -> bytes:
     if form == "json":
         return msgspec.json.encode({"time": moment, "level": level, **fields}) + b"\n"
     text = " ".join(str(v) if k == "message" else f"{k}={v}" for k, v in fields.items())
-    return f"{moment} {level} {_printable(text)}\n".encode()
+    return f"{moment} {level} {_safe(text)}\n".encode()
 
 
 @functools.lru_cache(maxsize=1)
@@ -47,11 +47,13 @@ def _second(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
-def _printable(text: str) -> str:
-    """Escape whatever could end or recolour a line."""
-    if text.isascii() and text.isprintable():
+def _safe(text: str, keep: str = "") -> str:
+    """Escape what could end, hide or recolour a line, and what no encoding takes."""
+    if text.isprintable():
         return text
-    return text.encode("unicode_escape").decode() if not text.isprintable() else text
+    return "".join(
+        c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 class _Formatter(logging.Formatter):
@@ -65,14 +67,9 @@ class _Formatter(logging.Formatter):
             fields["request"] = record.request
         if record.exc_info:
             fields["exception"] = self.formatException(record.exc_info)
-        fields = {key: _clean(value) for key, value in fields.items()}
+        fields = {key: _safe(value, keep="\n") for key, value in fields.items()}
         line = _line(self._form, record.levelname.lower(), fields)
         return line.decode().rstrip("\n")
-
-
-def _clean(text: str) -> str:
-    """Replace lone surrogates, which no encoder takes."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 class RequestLog(AbstractAccessLogger):
@@ -91,13 +88,13 @@ class RequestLog(AbstractAccessLogger):
         """Note a request; it is written when the loop next comes up for air."""
         fields: dict[str, Any] = {
             "method": request.method,
-            "path": _clean(request.raw_path[:MAX_LOGGED]),
+            "path": _safe(request.raw_path.partition("?")[0][:MAX_LOGGED]),
             "status": response.status,
             "ms": round(time * 1000, 1),
             "request": request_id(request),
         }
         if user := request.get(USER):
-            fields["user"] = _clean(user[:MAX_LOGGED])
+            fields["user"] = _safe(user[:MAX_LOGGED])
         if (ids := request.get(IDS)) is not None:
             fields["ids"] = ids
         if not self._lines:

@@ -70,4 +70,6 @@ def _backend(url: str) -> Iterator[PostgresqlPsycopgBackend]:
             yield backend
             backend.connection.close()
     except psycopg.Error as error:
-        raise ConfigError(f"database.url: {error}") from error
+        if isinstance(error, psycopg.ProgrammingError) and error.sqlstate is None:
+            raise ConfigError("database.url: not a valid URL") from None  # the text would quote it
+        raise ConfigError(f"database.url: {' '.join(str(error).split())}") from error

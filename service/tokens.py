@@ -71,13 +71,20 @@ class Tokens:
                 leeway=auth.leeway,
                 options=self._options,
             )
-            return _user_id(claims[auth.user_claim]), float(claims["exp"]) + auth.leeway
+            return _user_id(claims[auth.user_claim]), _end(claims["exp"]) + auth.leeway
         except (InvalidToken, Unavailable):
             raise
         except jwt.ExpiredSignatureError:
             raise InvalidToken("token expired") from None
         except Exception:  # noqa: BLE001 - whatever a hostile token makes a decoder raise
             raise InvalidToken("invalid token") from None
+
+
+def _end(claim: object) -> float:
+    """Check that an exp is a number (RFC 7519, section 2); PyJWT takes text as well."""
+    if isinstance(claim, bool) or not isinstance(claim, int | float):
+        raise InvalidToken("invalid token")
+    return float(claim)
 
 
 def _user_id(claim: object) -> str:
