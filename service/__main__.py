@@ -16,8 +16,9 @@ from aiohttp import web
 from service import config as configuration
 from service import embedded, logs
 from service.app import create_runner
-from service.config import Config
+from service.config import Config, address
 from service.errors import ConfigError
+from service.keys import load_key
 from service.tokens import sign
 
 # A closed terminal (SIGHUP) stops us as well; with several workers, gunicorn makes it a reload.
@@ -63,7 +64,10 @@ def _load(arguments: argparse.Namespace) -> Config:
     environ = dict(os.environ)
     if arguments.workers is not None:
         environ["SYSTEMEVENT_SERVER_WORKERS"] = arguments.workers
-    return configuration.load(arguments.config, environ)
+    config = configuration.load(arguments.config, environ)
+    if not config.auth.jwks_url:
+        load_key(config.auth)  # so that a file that cannot be used is told at once
+    return config
 
 
 def _serve(arguments: argparse.Namespace) -> None:
@@ -82,7 +86,13 @@ def _serve(arguments: argparse.Namespace) -> None:
         if served.server.workers > 1:
             from service import workers  # noqa: PLC0415 - one process does not need gunicorn
 
-            workers.run(lambda: (embedded.with_secret(_load(arguments)), url), announce)
+            def reload() -> tuple[Config, str]:
+                again = _load(arguments)
+                if bool(again.database.url) != bool(config.database.url):
+                    raise ConfigError("database.url: to or from embedded mode only by a restart")
+                return embedded.with_secret(again), again.database.url or url
+
+            workers.run(reload, announce)
         else:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(_serve_alone(served, url, announce))
@@ -102,13 +112,18 @@ async def _serve_alone(config: Config, url: str, announce: Callable[[], None]) -
     runner = create_runner(config, url, end)
     try:
         await runner.setup()
-        await web.TCPSite(runner, config.server.host, config.server.port, backlog=1024).start()
+        await _listen(web.TCPSite(runner, config.server.host, config.server.port, backlog=1024))
         announce()
         await stop
-    except OSError as error:
-        raise ConfigError(f"server.port: cannot listen: {error.strerror}") from None
     finally:
         await runner.cleanup()
+
+
+async def _listen(site: web.TCPSite) -> None:
+    try:
+        await site.start()
+    except OSError as error:
+        raise ConfigError(f"server.port: cannot listen: {error.strerror}") from None
 
 
 def _check_free(section: str, host: str, port: int) -> None:
@@ -145,7 +160,7 @@ def _token(arguments: argparse.Namespace) -> None:
 
 
 def _say_what_to_try(config: Config, url: str) -> None:
-    base = f"http://{config.server.host}:{config.server.port}"
+    base = f"http://{address(config.server)}"
     newest = "order by read_at desc limit 5"
     print(  # noqa: T201
         "The bell, in a browser:",
@@ -154,7 +169,7 @@ def _say_what_to_try(config: Config, url: str) -> None:
         f"  curl -X POST {base}/systemevent/read \\",
         f"    -H 'Authorization: Bearer {sign(config.auth, 'ada')}' -d '{{\"ids\": [199, 200]}}'",
         "See what happened:",
-        f"  {embedded.psql()} '{url}' -c 'table system_event_read {newest}'",
+        f"  '{embedded.psql()}' '{url}' -c 'table system_event_read {newest}'",
         "Ctrl-C stops all of it.",
         sep="\n",
         flush=True,

@@ -8,6 +8,7 @@ from aiohttp import web
 from service.config import Config
 from service.errors import error_response
 from service.health import Health
+from service.middlewares import common_headers, errors
 
 HEALTH = web.AppKey("health", Health)
 
@@ -26,16 +27,26 @@ async def ready(request: web.Request) -> web.Response:
 
 
 @contextlib.asynccontextmanager
-async def serve(app: web.Application, config: Config) -> AsyncIterator[None]:
-    """Answer on the operator's port while the context lasts."""
-    admin = web.Application()
-    admin[HEALTH] = app[HEALTH]
+async def serve(app: web.Application, config: Config, *, shared: bool) -> AsyncIterator[None]:
+    """Answer on the operator's port while the context lasts.
+
+    Where it is `shared`, each worker answers for all, and one that shuts down no longer.
+    """
+    health = app[HEALTH]
+    admin = web.Application(middlewares=[errors])
+    admin[HEALTH] = health
     admin.add_routes([web.get("/live", live), web.get("/ready", ready)])
+    admin.on_response_prepare.append(common_headers)
     runner = web.AppRunner(admin, access_log=None, shutdown_timeout=1)
     await runner.setup()
-    # Workers share the port: each can answer for all.
-    share = config.server.workers > 1 or None
-    site = web.TCPSite(runner, config.admin.host, config.admin.port, reuse_port=share)
+    site = web.TCPSite(runner, config.admin.host, config.admin.port, reuse_port=shared or None)
+
+    async def shut_down(_: web.Application) -> None:
+        health.shutting_down = True
+        if shared:
+            await runner.cleanup()
+
+    app.on_shutdown.append(shut_down)
     try:
         await site.start()
         yield

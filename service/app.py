@@ -28,21 +28,22 @@ log = logging.getLogger(__name__)
 
 
 def create_app(
-    config: Config, database_url: str, give_up: Callable[[ConfigError], None]
+    config: Config, database_url: str, give_up: Callable[[ConfigError], None], *, shared: bool
 ) -> web.Application:
     """Build the application that serves `config` on the database at `database_url`.
 
-    It calls `give_up` when it finds, while running, that it cannot work and waiting is in vain.
+    Where `shared`, other workers have the operator's port as well. `give_up` is called when it turns
+    out, while it runs, that it cannot work and that waiting is in vain.
 
     Raises:
         ConfigError: a key file cannot be used.
     """
     queries = load_queries()
     # Marking has connections of its own: however many lists are asked for, they do not delay it.
-    # Two kinds of statement, and one for /ready, which could not get a word in otherwise.
-    size = 2 * config.commit.in_flight + 1
-    writes = Database(config.database, database_url, size, WRITE_SETTINGS)
+    writes = Database(config.database, database_url, 2 * config.commit.in_flight, WRITE_SETTINGS)
     reads = Database(config.database, database_url, config.database.pool_size, {})
+    # And so has /ready, which could not get a word in otherwise.
+    probe = Database(config.database, database_url, 1, WRITE_SETTINGS)
     keys: Keys = (
         Jwks(config.auth.jwks_url, config.auth.algorithms)
         if config.auth.jwks_url
@@ -51,7 +52,7 @@ def create_app(
     tokens = Tokens(config.auth, keys)
     if isinstance(keys, Jwks):
         keys.on_change = tokens.forget
-    health = Health(queries, reads, writes, keys, give_up)
+    health = Health(queries, probe, keys, give_up)
 
     app = web.Application(client_max_size=max_body_size(config.limits))
     app[CONFIG] = config
@@ -83,12 +84,15 @@ def create_app(
 
     async def run(app: web.Application) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
-            for database in (writes, reads):
+            for database in (writes, reads, probe):
                 await database.open()
                 stack.push_async_callback(database.close)
             if isinstance(keys, Jwks):
                 await stack.enter_async_context(keys.run())
-            await stack.enter_async_context(admin.serve(app, config))
+            for commit in (app[MARK_READ], app[MARK_UNREAD]):
+                # Callers who hung up have still asked; bounded by their deadlines.
+                stack.push_async_callback(commit.drain)
+            await stack.enter_async_context(admin.serve(app, config, shared=shared))
             await stack.enter_async_context(health.watch())
             # What is alive now stays so; the collector need not look at it again and again.
             gc.collect()
@@ -97,20 +101,19 @@ def create_app(
             yield
 
     app.cleanup_ctx.append(run)
-
-    async def drain(_: web.Application) -> None:
-        health.shutting_down = True
-
-    app.on_shutdown.append(drain)
     return app
 
 
 def create_runner(
-    config: Config, database_url: str, give_up: Callable[[ConfigError], None]
+    config: Config,
+    database_url: str,
+    give_up: Callable[[ConfigError], None],
+    *,
+    shared: bool = False,
 ) -> Runner:
     """Build the application, and what serves it on a socket."""
     return Runner(
-        create_app(config, database_url, give_up),
+        create_app(config, database_url, give_up, shared=shared),
         keepalive=config.server.keepalive,
         shutdown_timeout=config.limits.deadline + 1,
     )

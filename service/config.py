@@ -14,6 +14,7 @@ from msgspec import Meta, Struct, field
 from service.errors import ConfigError
 
 PREFIX = "SYSTEMEVENT_"
+NOT_OURS = "SYSTEMEVENT_READ_"  # Kubernetes sets these for a Service named systemevent-read
 MIN_SECRET_BYTES = 32
 NO_URL = re.compile(r"[^\x21-\x7e]")  # what no URL holds
 UNSTORABLE = re.compile("[\0\ud800-\udfff]")  # what is no text: NUL, lone surrogates
@@ -112,6 +113,13 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     logging: Logging = Logging()
 
 
+def address(server: Server) -> str:
+    """host:port, as URLs have it."""
+    return (
+        f"[{server.host}]:{server.port}" if ":" in server.host else f"{server.host}:{server.port}"
+    )
+
+
 def load(path: str | None, environ: Mapping[str, str] = os.environ) -> Config:
     """Read the file at `path`, apply the environment, check, and return what holds.
 
@@ -130,7 +138,7 @@ def load(path: str | None, environ: Mapping[str, str] = os.environ) -> Config:
             "set SYSTEMEVENT_AUTH_SECRET or name a file in auth.secret_file"
         )
     for name, text in environ.items():
-        if name.startswith(PREFIX):
+        if name.startswith(PREFIX) and not name.startswith(NOT_OURS):
             section, key, value = _from_environ(name, text)
             values.setdefault(section, {})[key] = value
     try:
@@ -220,6 +228,8 @@ def _check_auth(auth: Auth, *, embedded: bool) -> None:
         wanted = "auth.secret" if hmac else "auth.jwks_url"
         others = "auth.secret_file" if hmac else "auth.public_key_file"
         raise ConfigError(f"{wanted}: missing; set SYSTEMEVENT_{_variable(wanted)}, or {others}")
+    if embedded and not hmac:
+        raise ConfigError("auth.algorithms: embedded mode signs tokens, and needs HS for that")
     if auth.secret and len(auth.secret.encode()) < MIN_SECRET_BYTES:
         raise ConfigError(f"auth.secret: shorter than {MIN_SECRET_BYTES} bytes")
     if auth.jwks_url and not _is_url(auth.jwks_url, {"https", "http"}):

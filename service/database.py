@@ -52,14 +52,18 @@ LONGEST_PAUSE = 1.0
 def is_transient(error: BaseException) -> bool:
     """Whether the same statement may succeed on another attempt, perhaps on another connection."""
     if isinstance(error, pg.InterfaceError):
-        # asyncpg's own word that a connection is gone; the others are about an argument or the URL.
-        return not isinstance(error, pg.DataError | pg.ClientConfigurationError)
+        # asyncpg's own word that a connection is gone, or that the URL cannot be used
+        return not isinstance(error, pg.ClientConfigurationError)
     return isinstance(error, TRANSIENT)
 
 
 def is_hopeless(error: BaseException) -> bool:
     """Whether a service that starts had better stop: waiting will not mend this."""
     return isinstance(error, (*REFUSED, ssl.SSLCertVerificationError)) or not is_transient(error)
+
+
+class _TooLateError(TimeoutError):
+    """The wait for a connection used up the time for the statement."""
 
 
 class Database:
@@ -134,7 +138,15 @@ class Database:
         deadline = loop.time() + timeout
         async with self._connection(timeout) as connection:
             limit = min(deadline - loop.time(), self._statement_timeout + 1)
-            rows: list[asyncpg.Record] = await connection.fetch(query, *args, timeout=limit)
+            if limit <= 0:
+                raise _TooLateError
+            try:
+                rows: list[asyncpg.Record] = await connection.fetch(query, *args, timeout=limit)
+            except TimeoutError:
+                if limit > self._statement_timeout:
+                    # The server should have given up before. Its other connections are as dead.
+                    await self._pool.expire_connections()
+                raise
             return rows
 
     @contextlib.asynccontextmanager
@@ -146,14 +158,11 @@ class Database:
         except pg.ReadOnlySQLTransactionError:
             connection.terminate()
             raise
-        except asyncpg.PostgresError:
-            raise  # the server answered: the session is as it was
-        except BaseException as error:
+        except (asyncpg.PostgresError, _TooLateError):
+            raise  # the session is as it was
+        except BaseException:
             # Cut off in the middle. A polite release waits for the server, which may be frozen.
             connection.terminate()
-            if isinstance(error, TimeoutError):
-                # Its neighbours lead to the same server.
-                await self._pool.expire_connections()
             raise
         finally:
             await self._pool.release(connection)

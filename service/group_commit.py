@@ -22,8 +22,8 @@ from service.errors import InvalidToken, Unavailable
 Statement = Callable[
     [Sequence[str], Sequence[str], Sequence[int], float], Awaitable[Mapping[str, str | None]]
 ]
-# Requests with more ids than this travel in a lane of their own, so that they never hold up the
-# others: a statement takes from both.
+# Requests with more ids than this travel in a lane of their own, so that they hold up the
+# others by one statement at most: each takes from both.
 SMALL = 100
 
 

@@ -27,15 +27,13 @@ class Health:
     def __init__(
         self,
         queries: Queries,
-        reads: Database,
-        writes: Database,
+        database: Database,
         keys: Keys,
         give_up: Callable[[ConfigError], None],
     ) -> None:
-        """Probe through the pools that requests use."""
+        """Probe `database`; call `give_up` where, at the start, waiting for it is in vain."""
         self._queries = queries
-        self._reads = reads
-        self._writes = writes
+        self._database = database
         self._keys = keys
         self._give_up = give_up
         self.shutting_down = False
@@ -54,16 +52,16 @@ class Health:
     async def _probe(self) -> str | None:
         query = self._queries.applied_migrations
         try:
-            rows = await self._reads.attempt(query, timeout=PROBE_TIMEOUT)
+            rows = await self._database.attempt(query, timeout=PROBE_TIMEOUT)
         except asyncpg.UndefinedTableError:
             rows = []  # nobody has ever migrated
         if pending := migration_names() - {row["migration_id"] for row in rows}:
             return f"pending migrations: {', '.join(sorted(pending))}"
         # For nobody and nothing: says whether the role may do it, and write here.
         for query in (self._queries.mark_read, self._queries.mark_unread):
-            await self._writes.attempt(query, [], [], [], timeout=PROBE_TIMEOUT)
+            await self._database.attempt(query, [], [], [], timeout=PROBE_TIMEOUT)
         nobody = ("", *msgspec.structs.astuple(NOTHING))
-        await self._reads.attempt(self._queries.list_events, *nobody, timeout=PROBE_TIMEOUT)
+        await self._database.attempt(self._queries.list_events, *nobody, timeout=PROBE_TIMEOUT)
         return None
 
     @contextlib.asynccontextmanager

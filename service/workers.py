@@ -15,7 +15,7 @@ from gunicorn.errors import HaltServer
 from gunicorn.glogging import Logger
 
 from service.app import create_runner
-from service.config import Config
+from service.config import Config, address
 from service.errors import ConfigError
 from service.protocol import Runner
 
@@ -73,11 +73,12 @@ class Workers(BaseApplication):
         config, _ = self._loaded
         server, limits = config.server, config.limits
         settings = {
-            "bind": f"{server.host}:{server.port}",
+            "bind": address(server),
             "workers": server.workers,
             "worker_class": _Worker,
             "logger_class": _Logger,
-            "graceful_timeout": int(limits.deadline) + 5,
+            # aiohttp waits for handlers twice, see create_runner()
+            "graceful_timeout": int(2 * limits.deadline) + 10,
             "timeout": 30,
             "backlog": 1024,
             "control_socket_disable": True,
@@ -89,7 +90,7 @@ class Workers(BaseApplication):
     def load(self) -> Callable[[Callable[[ConfigError], None]], Runner]:
         """Return what makes a worker's runner."""
         assert self._loaded is not None  # noqa: S101 - load_config() comes first
-        return partial(create_runner, *self._loaded)
+        return partial(create_runner, *self._loaded, shared=True)
 
 
 def run(load: Callable[[], tuple[Config, str]], announce: Callable[[], None]) -> None:

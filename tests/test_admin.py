@@ -173,7 +173,8 @@ async def test_shutting_down(client: Client, database: Database) -> None:
         last = asyncio.create_task(
             client.post("/systemevent/read", json={"id": 1}, headers=bearer())
         )
-        waiting = "select from pg_stat_activity where wait_event = 'relation'"
+        # not pg_stat_activity, which does not change within a transaction
+        waiting = "select from pg_locks where not granted"
         while not await database.owner.fetch(waiting):
             assert not last.done()
         assert service.runner is not None

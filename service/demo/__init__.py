@@ -5,6 +5,7 @@ from pathlib import Path
 from aiohttp import web
 
 from service.config import Config
+from service.context import ARRIVED
 from service.database import Database
 from service.tokens import sign
 
@@ -41,8 +42,8 @@ def routes(config: Config, database: Database) -> list[web.RouteDef]:
             headers={"Content-Security-Policy": POLICY},
         )
 
-    async def users(_: web.Request) -> web.Response:
-        rows = await database.attempt(query, timeout=DEADLINE)
+    async def users(request: web.Request) -> web.Response:
+        rows = await database.fetch(query, deadline=request[ARRIVED] + DEADLINE)
         found = [{**row, "token": sign(config.auth, row["id"])} for row in rows]
         return web.json_response({"users": found})
 
