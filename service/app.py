@@ -32,8 +32,8 @@ def create_app(
 ) -> web.Application:
     """Build the application that serves `config` on the database at `database_url`.
 
-    Where `shared`, other workers have the operator's port as well. `give_up` is called when it turns
-    out, while it runs, that it cannot work and that waiting is in vain.
+    Where `shared`, other workers have the operator's port as well. `give_up` is called when it
+    turns out, while it runs, that it cannot work and that waiting is in vain.
 
     Raises:
         ConfigError: a key file cannot be used.
@@ -41,7 +41,7 @@ def create_app(
     queries = load_queries()
     # Marking has connections of its own: however many lists are asked for, they do not delay it.
     writes = Database(config.database, database_url, 2 * config.commit.in_flight, WRITE_SETTINGS)
-    reads = Database(config.database, database_url, config.database.pool_size, {})
+    reads = Database(config.database, database_url, config.database.pool_size, {}, retry_slow=False)
     # And so has /ready, which could not get a word in otherwise.
     probe = Database(config.database, database_url, 1, WRITE_SETTINGS)
     keys: Keys = (

@@ -70,9 +70,20 @@ class Database:
     """A pool of connections, all with the same session settings."""
 
     def __init__(
-        self, database: config.Database, url: str, size: int, settings: Mapping[str, str]
+        self,
+        database: config.Database,
+        url: str,
+        size: int,
+        settings: Mapping[str, str],
+        *,
+        retry_slow: bool = True,
     ) -> None:
-        """Prepare up to `size` connections to `url`; none is opened yet."""
+        """Prepare up to `size` connections to `url`; none is opened yet.
+
+        A statement that runs into database.statement_timeout is tried again only with `retry_slow`:
+        it may have waited for a lock; or it may be too much to ask, and the more so the next time.
+        """
+        self._retry_slow = retry_slow
         self._statement_timeout = database.statement_timeout
         timeout = str(round(database.statement_timeout * 1000))
         self._pool = asyncpg.create_pool(
@@ -122,7 +133,8 @@ class Database:
                 wait = random.uniform(0, pause)  # noqa: S311 - jitter
                 if not is_transient(error):
                     raise
-                if loop.time() + wait >= deadline:
+                too_slow = isinstance(error, pg.QueryCanceledError) and not self._retry_slow
+                if too_slow or loop.time() + wait >= deadline:
                     raise Unavailable("the database is not available, try again later") from error
             await asyncio.sleep(wait)
             pause = min(pause * 2 or FIRST_PAUSE, LONGEST_PAUSE)

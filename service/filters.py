@@ -1,5 +1,6 @@
 """What a list of events is narrowed by: the body of POST /systemevent."""
 
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,6 +14,7 @@ from service.ids import MAX_ID
 CONTEXTS = 14  # 0 workspace ... 13 conversation; sql/list_events.sql has the words
 EVENTS = 3  # 0 created, 1 updated, 2 deleted
 MAX_TAKE = 100
+NOT_ISO = re.compile(r"\s|[.,](?!\d)")  # what fromisoformat() takes and ISO 8601 does not
 
 
 class Filters(msgspec.Struct, frozen=True):
@@ -86,7 +88,7 @@ def _time(values: dict[str, Any], name: str) -> datetime | None:
     if value is None:
         return None
     try:
-        if "T" not in value.upper():
+        if "T" not in value.upper() or NOT_ISO.search(value):
             raise ValueError("a date alone")  # noqa: TRY301 - told with the others below
         moment = datetime.fromisoformat(value.upper())
         return moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)

@@ -2,7 +2,8 @@
 --
 -- $1 text         caller
 -- $2 timestamptz  from, inclusive; null: open, or the last 24 hours where $3 is null too
--- $3 timestamptz  to, inclusive; null: open
+-- $3 timestamptz  to, inclusive; a time in whole milliseconds, as answers have it, includes all of
+--                 that millisecond; null: open
 -- $4 text         context id; null: any, as for all below
 -- $5 smallint     context, as a number
 -- $6 smallint     event, as a number
@@ -37,7 +38,15 @@ with hit as (
       $2::timestamptz,
       case when $3::timestamptz is null then now() - interval '24 hours' else '-infinity' end
     )
-    and v."timestamp" <= coalesce($3::timestamptz, 'infinity')
+    and v."timestamp" < coalesce(
+      $3::timestamptz + case
+        when $3::timestamptz = date_trunc('milliseconds', $3::timestamptz)
+          then interval '1 millisecond'
+        else interval '1 microsecond'
+      end,
+      'infinity'
+    )
+    and isfinite(v."timestamp")
     and ($4::text is null or v.context_id = $4::text)
     and ($5::smallint is null or v.context = $5::smallint)
     and ($6::smallint is null or v.event = $6::smallint)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -504,3 +504,49 @@ async def test_the_window_is_the_last_24_hours_at_any_time(
         assert await listed(client, "ivan") == [3, 2]
     finally:
         await database.owner.execute("delete from system_event_log where context_id = 'ahead'")
+
+
+@pytest.fixture
+async def add(database: Database) -> AsyncIterator[Callable[[str], Awaitable[None]]]:
+    """Add an event of acme with a time, as number 9000, for the test alone."""
+
+    async def add(time: str) -> None:
+        await database.owner.execute(
+            "insert into system_event_log "
+            "values ('acme', 9000, $1::text::timestamptz, 1, 0, 'x', 'alice')",
+            time,
+        )
+
+    yield add
+    await database.owner.execute("delete from system_event_log where id = 9000")
+
+
+async def test_a_listed_time_finds_its_event_again(
+    client: Client, add: Callable[[str], Awaitable[None]]
+) -> None:
+    """As either end of the window, though answers have only milliseconds."""
+    await add("2020-01-01 00:00:00.123999Z")
+    time = "2020-01-01T00:00:00.123Z"
+    answer = await page(client, from_timestamp=time, to_timestamp=time)
+    assert [(event["id"], event["timestamp"]) for event in answer["events"]] == [(9000, time)]
+
+
+@pytest.mark.parametrize("time", ["infinity", "-infinity"])
+async def test_an_event_out_of_time_is_not_listed(
+    client: Client, add: Callable[[str], Awaitable[None]], time: str
+) -> None:
+    """Infinity is no date."""
+    await add(time)
+    for window in (
+        {"from_timestamp": "0001-01-01T00:00:00Z"},
+        {"to_timestamp": "9999-12-31T23:59:59Z"},
+    ):
+        assert (await page(client, **window))["total"] == 20
+
+
+@pytest.mark.parametrize("time", ["2026-11-24T03:57:00.Z", "2026-11-24T03:57:00 Z"])
+async def test_what_only_looks_like_iso_8601_is_refused(client: Client, time: str) -> None:
+    """400, and the field is named."""
+    answer = await client.post("/systemevent", json={"to_timestamp": time}, headers=bearer())
+    assert answer.status == 400
+    assert (await refused(answer)).startswith("to_timestamp: ")

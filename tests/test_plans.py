@@ -214,7 +214,7 @@ async def test_a_list_reads_its_window(
     window = [node for node in nodes if '"timestamp"' in node.condition]
     assert len(window) == 1
     assert "timestamp >= " in window[0].condition.replace('"', "")
-    assert "timestamp <= " in window[0].condition.replace('"', "")
+    assert "timestamp < " in window[0].condition.replace('"', "")
     for node in nodes:
         if node.relation in BIG:
             assert node in window or node.uses_whole_primary_key()
