@@ -273,7 +273,11 @@ async def test_the_database_comes_later(own: Cluster, tmp_path: Path) -> None:
     async with run("serve", cwd=tmp_path, environ=on(own, **QUICK)) as process:
         await process.says("waiting for the database")
         assert (await process.get("/live"), await process.get("/ready")) == (200, 503)
-        status, body = await process.post()
+        answer: Answer | None = None
+        while answer is None:
+            with contextlib.suppress(aiohttp.ClientConnectorError):  # the port is not open yet
+                answer = await process.post()
+        status, body = answer
         assert (status, list(body)) == (503, ["error"])
         own.start()
         await process.says('"ready"')

@@ -348,9 +348,9 @@ async def test_second_window_catches_up_on_focus(open_as: Open) -> None:
     """What was marked in one window is seen in another when the person comes back to it."""
     first, second = await open_as(), await open_as()
     unread = await badge(first)
-    await second.get_by_test_id("mark-one").first.click()
-    async with second.expect_response(MARK):
-        await second.get_by_test_id("mark-one").first.click()
+    for _ in range(2):
+        async with second.expect_response(MARK):
+            await second.get_by_test_id("mark-one").first.click()
     await expect_badge(first, unread)
     await come_back(first)
     await expect_badge(first, unread - 2)
