@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from bench.phases import EACH, FASTAPI, GROUP, Results, contender
+from bench.phases import EACH, FASTAPI, GROUP, IDLE, Results, contender
 from bench.report import best_pgbench
 
 WIDTH, HEIGHT = 880, 400
@@ -53,7 +53,8 @@ def _line(kind: str, x1: float, y1: float, x2: float, y2: float) -> str:
 
 def _throughput(results: Results) -> Iterator[str]:
     clients, bare = best_pgbench(results)
-    connections = sorted({number for name, number in results if name == SERIES[0][0]})
+    measured = {number for name, number in results if name == SERIES[0][0]}
+    connections = sorted(measured - {IDLE})
     across = dict(zip(connections, _spread(LEFT + 16, RIGHT - 16, len(connections)), strict=True))
     highest = max(bare.rate, *(results[name, n].rate for name, _ in SERIES for n in connections))
     step = _step(highest)
