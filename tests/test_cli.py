@@ -381,7 +381,7 @@ async def test_two_workers(own: Cluster, tmp_path: Path) -> None:
         process.process.send_signal(signal.SIGHUP)
         reloaded = asyncio.create_task(ready(process, 2))
         while any(map(alive, workers)):
-            # aiohttp closes a connection that comes just as a worker goes; the next one is answered.
+            # aiohttp closes a connection that comes just as a worker goes; the next is answered.
             with contextlib.suppress(aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
                 assert await process.post() == SUCCESS
         await reloaded
