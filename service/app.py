@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 import aiohttp_cors
@@ -23,8 +22,6 @@ from service.middlewares import bearer, common_headers, errors
 from service.protocol import Runner
 from service.queries import load_queries
 from service.tokens import Tokens
-
-log = logging.getLogger(__name__)
 
 
 def create_app(

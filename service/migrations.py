@@ -1,7 +1,6 @@
 """Brings the schema up to date: the files in migrations/, applied by yoyo."""
 
 import contextlib
-import logging
 from collections.abc import Iterator
 
 import psycopg
@@ -12,8 +11,6 @@ from yoyo.connections import DatabaseURI
 from service import resource
 from service.errors import ConfigError
 from service.queries import load_queries
-
-log = logging.getLogger(__name__)
 
 TABLE = "system_event_read_migration"
 
