@@ -82,7 +82,6 @@ def create_app(
     async def run(app: web.Application) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
             for database in (writes, reads, probe):
-                await database.open()
                 stack.push_async_callback(database.close)
             if isinstance(keys, Jwks):
                 await stack.enter_async_context(keys.run())

@@ -35,11 +35,12 @@ async def read_body(request: web.Request, limits: Limits) -> bytes:
     too_large = f"the body is too large: at most {limits.max_ids} ids in one request"
     if hdrs.CONTENT_ENCODING in request.headers:
         raise EncodedBody("a body with a Content-Encoding is not accepted")
-    if (request.content_length or 0) > max_body_size(limits):
+    most = max_body_size(limits)
+    if (request.content_length or 0) > most:
         raise BodyTooLarge(too_large)
     try:
-        if request.content.is_eof():  # it came with the headers
-            return await request.read()
+        if request.content.is_eof() and request.content.total_bytes <= most:
+            return request.content.read_nowait()  # it came with the headers
         async with asyncio.timeout_at(request[ARRIVED] + limits.body_deadline):
             return await request.read()
     except TimeoutError:

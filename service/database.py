@@ -7,8 +7,7 @@ import asyncio
 import contextlib
 import random
 import ssl
-from collections.abc import AsyncIterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import asyncpg
@@ -17,7 +16,7 @@ from asyncpg import exceptions as pg
 from service import config
 from service.errors import Unavailable
 
-Connection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 # Plans for statements that carry their rows with them: nested loops down the primary keys. They are
 # the right plan whatever the batch, so they are made once (generic) and nothing else is considered.
@@ -62,12 +61,12 @@ def is_hopeless(error: BaseException) -> bool:
     return isinstance(error, (*REFUSED, ssl.SSLCertVerificationError)) or not is_transient(error)
 
 
-class _TooLateError(TimeoutError):
-    """The wait for a connection used up the time for the statement."""
-
-
 class Database:
-    """A pool of connections, all with the same session settings."""
+    """Up to so many connections, all with the same session settings, held while they work.
+
+    Not asyncpg's pool: sessions are never changed, so there is nothing to reset, and to lend one
+    out through a pool costs as much time as half a statement.
+    """
 
     def __init__(
         self,
@@ -83,39 +82,34 @@ class Database:
         A statement that runs into database.statement_timeout is tried again only with `retry_slow`:
         it may have waited for a lock; or it may be too much to ask, and the more so the next time.
         """
+        self._hosts = config.split_hosts(url)
         self._retry_slow = retry_slow
-        self._statement_timeout = database.statement_timeout
-        timeout = str(round(database.statement_timeout * 1000))
-        self._pool = asyncpg.create_pool(
-            connect=partial(_connect, hosts=config.split_hosts(url)),
-            min_size=0,
-            max_size=size,
-            # Sessions are never changed: nothing to reset, and no round trip to pay for it.
-            reset=_keep,
-            max_inactive_connection_lifetime=0,
-            timeout=database.connect_timeout,
-            # The server gives up first; the client does when the server no longer answers.
-            command_timeout=database.statement_timeout + 1,
-            statement_cache_size=database.statement_cache_size,
-            server_settings={
+        self._connect_timeout = database.connect_timeout
+        # The server gives up first; the client does when the server no longer answers.
+        self._patience = database.statement_timeout + 1
+        self._options: dict[str, Any] = {
+            "command_timeout": self._patience,
+            "statement_cache_size": database.statement_cache_size,
+            "server_settings": {
                 "application_name": "systemevent-read",
                 "jit": "off",
-                "statement_timeout": timeout,
+                "statement_timeout": str(round(database.statement_timeout * 1000)),
                 **settings,
             },
-        )
-
-    async def open(self) -> None:
-        """Make the pool usable. Does not need the database to be there."""
-        await self._pool
+        }
+        self._slots = asyncio.Semaphore(size)
+        self._idle: list[Connection] = []
+        self._generation = 0  # connections of an earlier one are not used again
 
     async def close(self) -> None:
         """Close all connections, politely for a second."""
+        idle, self._idle = self._idle, []
         try:
             async with asyncio.timeout(1):
-                await self._pool.close()
+                await asyncio.gather(*(connection.close() for connection in idle))
         except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-            self._pool.terminate()
+            for connection in idle:
+                connection.terminate()
 
     async def fetch(self, query: str, *args: object, deadline: float) -> list[asyncpg.Record]:
         """Run an idempotent statement, again and again until it succeeds or `deadline` (loop time).
@@ -146,54 +140,65 @@ class Database:
         timeout: float,  # noqa: ASYNC109 - asyncpg bounds itself; a timeout around it does not
     ) -> list[asyncpg.Record]:
         """Run a statement once, within `timeout` seconds."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
-        async with self._connection(timeout) as connection:
-            limit = min(deadline - loop.time(), self._statement_timeout + 1)
-            if limit <= 0:
-                raise _TooLateError
-            try:
-                rows: list[asyncpg.Record] = await connection.fetch(query, *args, timeout=limit)
-            except TimeoutError:
-                if limit > self._statement_timeout:
-                    # The server should have given up before. Its other connections are as dead.
-                    await self._pool.expire_connections()
-                raise
-            return rows
-
-    @contextlib.asynccontextmanager
-    async def _connection(self, timeout: float) -> AsyncIterator[Connection]:  # noqa: ASYNC109
-        """Borrow a connection; one whose state is in doubt does not come back."""
-        connection: Connection = await self._pool.acquire(timeout=max(timeout, 0.001))
+        deadline = asyncio.get_running_loop().time() + timeout
+        if self._slots.locked():
+            async with asyncio.timeout_at(deadline):
+                await self._slots.acquire()
+        else:
+            await self._slots.acquire()
         try:
-            yield connection
-        except pg.ReadOnlySQLTransactionError:
-            connection.terminate()
-            raise
-        except (asyncpg.PostgresError, _TooLateError):
-            raise  # the session is as it was
-        except BaseException:
-            # Cut off in the middle. A polite release waits for the server, which may be frozen.
-            connection.terminate()
-            raise
+            return await self._run(query, args, deadline)
         finally:
-            await self._pool.release(connection)
+            self._slots.release()
 
+    async def _run(
+        self, query: str, args: Sequence[object], deadline: float
+    ) -> list[asyncpg.Record]:
+        """Run a statement on an idle connection or a new one, and keep it if it is good."""
+        generation = self._generation
+        connection = await self._connection(deadline)
+        good = False
+        limit = min(deadline - asyncio.get_running_loop().time(), self._patience)
+        try:
+            if limit <= 0:
+                raise TimeoutError  # noqa: TRY301 - as late as a statement that was cut off
+            rows: list[asyncpg.Record] = await connection.fetch(query, *args, timeout=limit)
+            good = True
+        except TimeoutError:
+            if limit == self._patience:
+                # The server should have given up before. Its other connections are as dead.
+                self._generation += 1
+                while self._idle:
+                    self._idle.pop().terminate()
+            raise
+        except asyncpg.PostgresError as error:
+            good = not isinstance(error, pg.ReadOnlySQLTransactionError)  # the session is as it was
+            raise
+        else:
+            return rows
+        finally:
+            if good and generation == self._generation:
+                self._idle.append(connection)
+            else:
+                # Cut off in the middle. A polite end waits for the server, which may be frozen.
+                connection.terminate()
 
-async def _connect(
-    *_: object,
-    hosts: Sequence[str],
-    **options: Any,  # noqa: ANN401 - asyncpg's
-) -> "asyncpg.Connection[asyncpg.Record]":
-    """Connect to the first host that answers, and is of the kind that the URL asks for.
+    async def _connection(self, deadline: float) -> Connection:
+        """Take the connection used last, or open one.
 
-    asyncpg would do it, but with one time limit for all hosts, which the first may use up.
-    """
-    for host in hosts[:-1]:
-        with contextlib.suppress(Exception):
-            return await asyncpg.connect(host, **options)
-    return await asyncpg.connect(hosts[-1], **options)
+        It is to the first host that answers, and is of the kind that the URL asks for. asyncpg
+        would look for that too, but with one time limit for all hosts, which the first may use up.
+        """
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.is_closed():
+                return connection
+        *others, last = self._hosts
+        for host in others:
+            with contextlib.suppress(Exception):
+                return await self._connect(host, deadline)
+        return await self._connect(last, deadline)
 
-
-async def _keep(_: "asyncpg.Connection[asyncpg.Record]") -> None:
-    """Reset nothing."""
+    async def _connect(self, host: str, deadline: float) -> Connection:
+        limit = min(deadline - asyncio.get_running_loop().time(), self._connect_timeout)
+        return await asyncpg.connect(host, timeout=max(limit, 0.001), **self._options)

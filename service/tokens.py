@@ -1,16 +1,19 @@
 """Verifies bearer tokens (JWT, RFC 7519) and says which user they are for."""
 
 import hashlib
+import re
 import time
 from typing import Any
 
 import jwt
-from cachetools import TLRUCache
+from cachetools import LRUCache
 
 from service import config
-from service.errors import ConfigError, InvalidToken, Unavailable
+from service.errors import ConfigError, InvalidToken, Unauthenticated, Unavailable
 from service.keys import Keys, load_key
 
+# RFC 6750, section 2.1; a scheme is case-insensitive (RFC 9110, section 11.1)
+CREDENTIALS = re.compile(r"bearer +([A-Za-z0-9._~+/-]+=*)", re.IGNORECASE | re.ASCII)
 MAX_USER_ID_BYTES = 255  # a statement repeats it for each id
 LIFETIME = 3600  # seconds, of the tokens that sign() makes
 
@@ -18,8 +21,8 @@ LIFETIME = 3600  # seconds, of the tokens that sign() makes
 class Tokens:
     """Verifies tokens, and remembers those it has verified.
 
-    Verifying costs more than all the rest of a request. A verified token is remembered by its
-    SHA-256, never longer than it is valid.
+    Verifying costs more than all the rest of a request. What was verified is remembered by the
+    SHA-256 of its header, never longer than the token is valid.
     """
 
     def __init__(self, auth: config.Auth, keys: Keys) -> None:
@@ -27,9 +30,7 @@ class Tokens:
         self._auth = auth
         self._keys = keys
         # digest -> (user id, time at which the token ends)
-        self._verified: TLRUCache[bytes, tuple[str, float]] = TLRUCache(
-            auth.cache_size, ttu=lambda _, value, __: value[1], timer=time.time
-        )
+        self._verified: LRUCache[bytes, tuple[str, float]] = LRUCache(auth.cache_size)
         self._options: Any = {
             "require": ["exp", auth.user_claim],
             "verify_aud": bool(auth.audience),
@@ -41,17 +42,18 @@ class Tokens:
         """Verify every token anew: the keys have changed."""
         self._verified.clear()
 
-    async def user_id(self, token: str) -> str:
-        """Return the user that an ASCII token is for.
+    async def user_id(self, credentials: str) -> str:
+        """Return the user that the value of an Authorization header is for.
 
         Raises:
-            InvalidToken: it is not valid, or not any more.
+            Unauthenticated: it holds no bearer token.
+            InvalidToken: the token is not valid, or not any more.
             Unavailable: there is no key yet to verify it with.
         """
-        digest = hashlib.sha256(token.encode()).digest()
+        digest = hashlib.sha256(credentials.encode(errors="surrogateescape")).digest()
         known = self._verified.get(digest)
-        if known is None:
-            known = await self._verify(token)
+        if known is None or known[1] <= time.time():
+            known = await self._verify(_token(credentials))
             self._verified[digest] = known
         return known[0]
 
@@ -78,6 +80,16 @@ class Tokens:
             raise InvalidToken("token expired") from None
         except Exception:  # noqa: BLE001 - whatever a hostile token makes a decoder raise
             raise InvalidToken("invalid token") from None
+
+
+def _token(credentials: str) -> str:
+    """The token in the value of an Authorization header."""
+    match = CREDENTIALS.fullmatch(credentials)
+    if match is None:
+        if credentials[:7].lower().rstrip() == "bearer":
+            raise InvalidToken("malformed token")
+        raise Unauthenticated("authentication required: not a bearer token")
+    return match[1]
 
 
 def _end(claim: object) -> float:
