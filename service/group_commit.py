@@ -10,6 +10,7 @@ database refuses is run again in halves, until whoever is at fault stands alone.
 """
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,9 @@ class GroupCommit:
         self._small: deque[_Member] = deque()
         self._large: deque[_Member] = deque()
         self._queued_ids = 0
+        self._waiting: set[_Member] = set()  # whose callers have no answer yet
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at = math.inf
         self._runners: set[asyncio.Task[None]] = set()
 
     async def submit(self, user_id: str, ids: Sequence[int], deadline: float) -> str | None:
@@ -76,11 +80,35 @@ class GroupCommit:
         self._queued_ids += len(ids)
         if len(self._runners) < self._config.in_flight:
             self._runners.add(asyncio.create_task(self._run()))
-        timer = loop.call_at(deadline, _expire, member.organization)
+        self._waiting.add(member)
+        if deadline < self._alarm_at:
+            self._set_alarm(deadline)
         try:
             return await member.organization
         finally:
-            timer.cancel()
+            self._waiting.discard(member)
+
+    def _set_alarm(self, deadline: float) -> None:
+        """Have deadlines looked at then: one timer for all, since one for each costs more."""
+        if self._alarm:
+            self._alarm.cancel()
+        self._alarm_at = deadline
+        self._alarm = asyncio.get_running_loop().call_at(deadline, self._expire)
+
+    def _expire(self) -> None:
+        """Give up on whoever is past its deadline, and come back for the next."""
+        now = asyncio.get_running_loop().time()
+        self._alarm, self._alarm_at = None, math.inf
+        for member in self._waiting:
+            if member.organization.done():
+                continue
+            if member.deadline <= now:
+                text = "the database did not answer in time, try again later"
+                member.organization.set_exception(Unavailable(text))
+            else:
+                self._alarm_at = min(self._alarm_at, member.deadline)
+        if self._alarm_at < math.inf:
+            self._set_alarm(self._alarm_at)
 
     async def drain(self) -> None:
         """Wait until nothing is in flight."""
@@ -146,10 +174,3 @@ class GroupCommit:
                 member.organization.set_result(organizations[member.user_id])
             else:
                 member.organization.set_exception(InvalidToken("user not found"))
-
-
-def _expire(organization: asyncio.Future[str | None]) -> None:
-    if not organization.done():
-        organization.set_exception(
-            Unavailable("the database did not answer in time, try again later")
-        )
