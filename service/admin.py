@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator
 
 from aiohttp import web
 
+from service.answers import common_headers, error_response
 from service.config import Config
-from service.errors import error_response
 from service.health import Health
-from service.middlewares import common_headers, errors
+from service.middlewares import errors
 
 HEALTH = web.AppKey("health", Health)
 

@@ -9,16 +9,17 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from service import admin, demo, handlers
+from service.answers import EXPOSED_HEADERS, Success, common_headers
 from service.body import max_body_size
 from service.config import Config
 from service.database import WRITE_SETTINGS, Database
 from service.errors import ConfigError
 from service.group_commit import GroupCommit, Statement
-from service.handlers import CONFIG, MARK_READ, MARK_UNREAD, QUERIES, READS
+from service.handlers import CONFIG, MARK_READ, MARK_UNREAD, QUERIES, READS, SUCCESS
 from service.health import Health
 from service.jwks import Jwks
 from service.keys import Keys, load_key
-from service.middlewares import bearer, common_headers, errors
+from service.middlewares import bearer, errors
 from service.protocol import Runner
 from service.queries import load_queries
 from service.tokens import Tokens
@@ -61,6 +62,7 @@ def create_app(
             max_queued_ids=100 * config.limits.max_ids,
         )
 
+    app[SUCCESS] = Success(config.cors.origins)
     app[READS] = reads
     app[QUERIES] = queries
 
@@ -135,7 +137,7 @@ def _allow_origins(
         return
     options = aiohttp_cors.ResourceOptions(
         allow_headers=("Authorization", "Content-Type", "X-Request-ID"),
-        expose_headers=("Retry-After", "WWW-Authenticate", "X-Request-ID"),
+        expose_headers=EXPOSED_HEADERS,
         max_age=600,
     )
     cors = aiohttp_cors.setup(app, defaults=dict.fromkeys(origins, options))

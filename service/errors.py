@@ -1,20 +1,10 @@
-"""What can go wrong for a caller, each with its status, and the one shape it is told in.
+"""What can go wrong for a caller, each with its status.
 
 Handlers and the parts below raise; the errors middleware answers. What is not listed here is
 internal: 500, logged, and never described to the caller.
 """
 
-from collections.abc import Mapping
 from typing import ClassVar
-
-import msgspec
-from aiohttp import web
-
-SECURITY_HEADERS: Mapping[str, str] = {
-    "Cache-Control": "no-store",
-    "Server": "systemevent-read",
-    "X-Content-Type-Options": "nosniff",
-}
 
 
 class ConfigError(Exception):
@@ -95,15 +85,3 @@ class Unavailable(Refusal):
 
     def headers(self) -> dict[str, str]:  # noqa: D102 - as in Refusal
         return {"Retry-After": "1"}
-
-
-def error_response(
-    status: int, message: str, headers: Mapping[str, str] | None = None
-) -> web.Response:
-    """The one shape of an answer that is not 2xx: {"error": message}, as JSON."""
-    return web.Response(
-        status=status,
-        body=msgspec.json.encode({"error": message}),
-        content_type="application/json",
-        headers={**SECURITY_HEADERS, **(headers or {})},
-    )

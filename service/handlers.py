@@ -4,6 +4,7 @@ import msgspec
 from aiohttp import web
 
 from service import resource
+from service.answers import JSON, Success
 from service.body import read_body
 from service.config import Config
 from service.context import ARRIVED, IDS, USER
@@ -17,24 +18,24 @@ from service.queries import Queries
 CONFIG = web.AppKey("config", Config)
 READS = web.AppKey("reads", Database)
 QUERIES = web.AppKey("queries", Queries)
+SUCCESS = web.AppKey("success", Success)
 MARK_READ = web.AppKey("mark_read", GroupCommit)
 MARK_UNREAD = web.AppKey("mark_unread", GroupCommit)
 
 OPENAPI = resource("openapi.yaml").read_bytes()
-SUCCESS = b'{"success":true}'
 
 
-async def mark_read(request: web.Request) -> web.Response:
+async def mark_read(request: web.Request) -> web.StreamResponse:
     """POST /systemevent/read: mark events of the caller's organization as read."""
     return await _change(request, request.app[MARK_READ])
 
 
-async def mark_unread(request: web.Request) -> web.Response:
+async def mark_unread(request: web.Request) -> web.StreamResponse:
     """DELETE /systemevent/read: forget that the caller has read them."""
     return await _change(request, request.app[MARK_UNREAD])
 
 
-async def _change(request: web.Request, commit: GroupCommit) -> web.Response:
+async def _change(request: web.Request, commit: GroupCommit) -> web.StreamResponse:
     limits = request.app[CONFIG].limits
     body = await read_body(request, limits)
     refusal: InvalidBody | None = None
@@ -46,7 +47,7 @@ async def _change(request: web.Request, commit: GroupCommit) -> web.Response:
         refusal = error
     organization = await commit.submit(request[USER], ids, request[ARRIVED] + limits.deadline)
     _admit(organization, refusal)
-    return web.Response(body=SUCCESS, content_type="application/json")
+    return request.app[SUCCESS](request)
 
 
 async def list_events(request: web.Request) -> web.Response:
@@ -75,7 +76,7 @@ async def list_events(request: web.Request) -> web.Response:
         "skip": filters.skip,
         "take": filters.take,
     }
-    return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
+    return web.Response(body=msgspec.json.encode(answer), content_type=JSON)
 
 
 def _admit(organization: str | None, refusal: InvalidBody | None) -> None:

@@ -6,14 +6,13 @@ import logging
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
+from service.answers import error_response
 from service.context import ARRIVED, USER, request_id
 from service.errors import (
-    SECURITY_HEADERS,
     InvalidHeader,
     InvalidToken,
     Refusal,
     Unauthenticated,
-    error_response,
 )
 from service.tokens import Tokens
 
@@ -71,9 +70,3 @@ def check_preflight(request: web.Request) -> None:
     """A preflight carries no credentials (Fetch, section 4.8); its headers are echoed, so ASCII."""
     if not all(value.isascii() for value in request.headers.values()):
         raise InvalidHeader("a header is not ASCII")
-
-
-async def common_headers(request: web.Request, response: web.StreamResponse) -> None:
-    """Add what every answer carries (a signal, so it sees those that no handler made)."""
-    response.headers.update(SECURITY_HEADERS)
-    response.headers["X-Request-ID"] = request_id(request)

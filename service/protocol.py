@@ -5,7 +5,7 @@ from http import HTTPStatus
 from aiohttp import web
 from aiohttp.web_protocol import _ErrInfo
 
-from service.errors import error_response
+from service.answers import error_response
 from service.logs import RequestLog
 from service.middlewares import http_error
 
