@@ -9,8 +9,9 @@ import functools
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import msgspec
 from aiohttp import web
@@ -32,14 +33,43 @@ def set_up(logging_config: config.Logging) -> None:
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
-def _line(form: str, level: str, fields: dict[str, Any]) -> bytes:
-    """One line: an object with its time and level, or the same as key=value."""
-    second, fraction = divmod(time.time(), 1)
-    moment = f"{_second(int(second))}.{int(fraction * 1000):03}Z"
+class _Line(msgspec.Struct, omit_defaults=True, gc=False):
+    """What is told of a request or an event; None is left out."""
+
+    time: str
+    level: str
+    message: str | None = None
+    logger: str | None = None
+    method: str | None = None
+    path: str | None = None
+    status: int | None = None
+    ms: float | None = None
+    request: str | None = None
+    user: str | None = None
+    ids: int | None = None
+    exception: str | None = None
+
+    def text(self) -> str:
+        """The line, for people."""
+        fields = {k: v for k, v in msgspec.structs.asdict(self).items() if v is not None}
+        start = f"{fields.pop('time')} {fields.pop('level')} "
+        return start + _safe(
+            " ".join(str(v) if k == "message" else f"{k}={v}" for k, v in fields.items())
+        )
+
+
+def _encoded(lines: Sequence[_Line], form: str) -> bytes:
     if form == "json":
-        return msgspec.json.encode({"time": moment, "level": level, **fields}) + b"\n"
-    text = " ".join(str(v) if k == "message" else f"{k}={v}" for k, v in fields.items())
-    return f"{moment} {level} {_safe(text)}\n".encode()
+        return _encoder.encode_lines(lines)
+    return "".join(f"{line.text()}\n" for line in lines).encode()
+
+
+_encoder = msgspec.json.Encoder()
+
+
+def _now() -> str:
+    second, fraction = divmod(time.time(), 1)
+    return f"{_second(int(second))}.{int(fraction * 1000):03}Z"
 
 
 @functools.lru_cache(maxsize=1)
@@ -62,14 +92,12 @@ class _Formatter(logging.Formatter):
         self._form = form
 
     def format(self, record: logging.LogRecord) -> str:
-        fields: dict[str, Any] = {"message": record.getMessage(), "logger": record.name}
-        if hasattr(record, "request"):
-            fields["request"] = record.request
+        line = _Line(_now(), record.levelname.lower(), _safe(record.getMessage(), keep="\n"))
+        line.logger = record.name
+        line.request = getattr(record, "request", None)
         if record.exc_info:
-            fields["exception"] = self.formatException(record.exc_info)
-        fields = {key: _safe(value, keep="\n") for key, value in fields.items()}
-        line = _line(self._form, record.levelname.lower(), fields)
-        return line.decode().rstrip("\n")
+            line.exception = _safe(self.formatException(record.exc_info), keep="\n")
+        return _encoded([line], self._form).decode().rstrip("\n")
 
 
 class RequestLog(AbstractAccessLogger):
@@ -77,7 +105,8 @@ class RequestLog(AbstractAccessLogger):
 
     form: ClassVar[str] = "json"
 
-    _lines: ClassVar[list[bytes]] = []
+    _lines: ClassVar[list[_Line]] = []
+    _moment: ClassVar[str] = ""
 
     @property
     def enabled(self) -> bool:
@@ -86,24 +115,26 @@ class RequestLog(AbstractAccessLogger):
 
     def log(self, request: web.BaseRequest, response: web.StreamResponse, time: float) -> None:
         """Note a request; it is written when the loop next comes up for air."""
-        fields: dict[str, Any] = {
-            "method": request.method,
-            "path": _safe(request.raw_path.partition("?")[0][:MAX_LOGGED]),
-            "status": response.status,
-            "ms": round(time * 1000, 1),
-            "request": request_id(request),
-        }
-        if user := request.get(USER):
-            fields["user"] = _safe(user[:MAX_LOGGED])
-        if (ids := request.get(IDS)) is not None:
-            fields["ids"] = ids
         if not self._lines:
             asyncio.get_running_loop().call_soon(self.flush)
-        self._lines.append(_line(self.form, "info", fields))
+            type(self)._moment = _now()  # noqa: SLF001 - of all lines that are written together
+        line = _Line(
+            self._moment,
+            "info",
+            method=request.method,
+            path=_safe(request.raw_path.partition("?")[0][:MAX_LOGGED]),
+            status=response.status,
+            ms=round(time * 1000, 1),
+            request=request_id(request),
+            ids=request.get(IDS),
+        )
+        if user := request.get(USER):
+            line.user = _safe(user[:MAX_LOGGED])
+        self._lines.append(line)
 
     @classmethod
     def flush(cls) -> None:
         """Write what is noted."""
-        lines, cls._lines[:] = b"".join(cls._lines), []
-        sys.stderr.buffer.write(lines)
+        lines, cls._lines = cls._lines, []
+        sys.stderr.buffer.write(_encoded(lines, cls.form))
         sys.stderr.buffer.flush()
