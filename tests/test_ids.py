@@ -303,10 +303,13 @@ def oracle(text: str) -> list[int] | None:
     def refuse(constant: str) -> None:
         raise ValueError(constant)
 
+    def exact(number: str) -> Fraction | None:
+        # No text here is long enough to make an id with such an exponent; a Fraction would be.
+        exponent = number.lower().partition("e")[2]
+        return None if len(exponent) > 5 else Fraction(number)
+
     try:
-        body: Any = json.loads(
-            text, parse_int=Fraction, parse_float=Fraction, parse_constant=refuse
-        )
+        body: Any = json.loads(text, parse_int=exact, parse_float=exact, parse_constant=refuse)
     except ValueError:
         return None
     if not isinstance(body, dict):
