@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 
-from service.context import request_id
+from service.context import context
 
 SECURITY_HEADERS: Mapping[str, str] = {
     "Cache-Control": "no-store",
@@ -25,7 +25,7 @@ DONE = b'{"success":true}'
 async def common_headers(request: web.Request, response: web.StreamResponse) -> None:
     """Add what every answer carries (a signal, so it sees those that no handler made)."""
     response.headers.update(SECURITY_HEADERS)
-    response.headers["X-Request-ID"] = request_id(request)
+    response.headers["X-Request-ID"] = context(request).request_id
 
 
 def error_response(
@@ -90,8 +90,9 @@ class _Composed(web.StreamResponse):
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter:
         """Write all of it."""
-        varying = f"Date: {_date(int(time.time()))}\r\nX-Request-ID: {request_id(request)}\r\n\r\n"
-        await request.writer.write((self._head + varying).encode() + DONE)
+        date, id_ = _date(int(time.time())), context(request).request_id
+        head = f"{self._head}Date: {date}\r\nX-Request-ID: {id_}\r\n\r\n"
+        await request.writer.write(head.encode() + DONE)
         return request.writer
 
     async def write_eof(self, data: bytes = b"") -> None:

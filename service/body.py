@@ -10,7 +10,7 @@ import msgspec
 from aiohttp import hdrs, web
 
 from service.config import Limits
-from service.context import ARRIVED
+from service.context import context
 from service.errors import BodyStalled, BodyTooLarge, EncodedBody, InvalidBody
 
 # An id takes at most 19 digits; the rest is the comma and the white space of a pretty printer.
@@ -41,7 +41,7 @@ async def read_body(request: web.Request, limits: Limits) -> bytes:
     try:
         if request.content.is_eof() and request.content.total_bytes <= most:
             return request.content.read_nowait()  # it came with the headers
-        async with asyncio.timeout_at(request[ARRIVED] + limits.body_deadline):
+        async with asyncio.timeout_at(context(request).arrived + limits.body_deadline):
             return await request.read()
     except TimeoutError:
         raise BodyStalled("the body did not arrive in time") from None

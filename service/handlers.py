@@ -7,7 +7,7 @@ from service import resource
 from service.answers import JSON, Success
 from service.body import read_body
 from service.config import Config
-from service.context import ARRIVED, IDS, USER
+from service.context import context
 from service.database import Database
 from service.errors import InvalidBody, InvalidToken, NoOrganization
 from service.filters import NOTHING, parse_filters
@@ -36,23 +36,25 @@ async def mark_unread(request: web.Request) -> web.StreamResponse:
 
 
 async def _change(request: web.Request, commit: GroupCommit) -> web.StreamResponse:
-    limits = request.app[CONFIG].limits
+    app, asked = request.app, context(request)
+    limits = app[CONFIG].limits
     body = await read_body(request, limits)
     refusal: InvalidBody | None = None
     ids: list[int] = []
     try:
         ids = parse_ids(body, limits.max_ids)
-        request[IDS] = len(ids)
+        asked.ids = len(ids)
     except InvalidBody as error:
         refusal = error
-    organization = await commit.submit(request[USER], ids, request[ARRIVED] + limits.deadline)
+    organization = await commit.submit(asked.user_id, ids, asked.arrived + limits.deadline)
     _admit(organization, refusal)
-    return request.app[SUCCESS](request)
+    return app[SUCCESS](request)
 
 
 async def list_events(request: web.Request) -> web.Response:
     """POST /systemevent: the events that the caller may see, each with the caller's read state."""
-    limits = request.app[CONFIG].limits
+    app, asked = request.app, context(request)
+    limits = app[CONFIG].limits
     body = await read_body(request, limits)
     refusal: InvalidBody | None = None
     filters = NOTHING
@@ -60,11 +62,11 @@ async def list_events(request: web.Request) -> web.Response:
         filters = parse_filters(body)
     except InvalidBody as error:
         refusal = error
-    rows = await request.app[READS].fetch(
-        request.app[QUERIES].list_events,
-        request[USER],
+    rows = await app[READS].fetch(
+        app[QUERIES].list_events,
+        asked.user_id,
         *msgspec.structs.astuple(filters),
-        deadline=request[ARRIVED] + limits.deadline,
+        deadline=asked.arrived + limits.deadline,
     )
     if not rows:
         raise InvalidToken("user not found")

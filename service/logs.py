@@ -18,7 +18,7 @@ from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 
 from service import config
-from service.context import IDS, USER, request_id
+from service.context import context
 
 MAX_LOGGED = 200  # characters of a path or user id
 
@@ -118,6 +118,7 @@ class RequestLog(AbstractAccessLogger):
         if not self._lines:
             asyncio.get_running_loop().call_soon(self.flush)
             type(self)._moment = _now()  # noqa: SLF001 - of all lines that are written together
+        asked = context(request)
         line = _Line(
             self._moment,
             "info",
@@ -125,11 +126,11 @@ class RequestLog(AbstractAccessLogger):
             path=_safe(request.raw_path.partition("?")[0][:MAX_LOGGED]),
             status=response.status,
             ms=round(time * 1000, 1),
-            request=request_id(request),
-            ids=request.get(IDS),
+            request=asked.request_id,
+            ids=asked.ids,
         )
-        if user := request.get(USER):
-            line.user = _safe(user[:MAX_LOGGED])
+        if asked.user_id:
+            line.user = _safe(asked.user_id[:MAX_LOGGED])
         self._lines.append(line)
 
     @classmethod

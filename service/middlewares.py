@@ -1,13 +1,12 @@
 """What surrounds every handler: errors into answers, tokens into users."""
 
-import asyncio
 import logging
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
 from service.answers import error_response
-from service.context import ARRIVED, USER, request_id
+from service.context import context
 from service.errors import (
     InvalidHeader,
     InvalidToken,
@@ -22,7 +21,7 @@ log = logging.getLogger(__name__)
 @web.middleware
 async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Answer every failure in the one shape; the outermost, so it sees 404 and 405 too."""
-    request[ARRIVED] = asyncio.get_running_loop().time()
+    asked = context(request)
     try:
         return await handler(request)
     except Refusal as error:
@@ -30,7 +29,7 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     except web.HTTPException as error:
         return http_error(error)
     except Exception:
-        log.exception("internal error", extra={"request": request_id(request)})
+        log.exception("internal error", extra={"request": asked.request_id})
         return error_response(500, "internal server error")
 
 
@@ -50,7 +49,7 @@ def bearer(tokens: Tokens, public: frozenset[Handler]) -> Middleware:
             if request.method == hdrs.METH_OPTIONS:
                 check_preflight(request)
             else:
-                request[USER] = await tokens.user_id(_credentials(request))
+                context(request).user_id = await tokens.user_id(_credentials(request))
         return await handler(request)
 
     return authenticate

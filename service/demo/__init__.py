@@ -5,7 +5,7 @@ from pathlib import Path
 from aiohttp import web
 
 from service.config import Config
-from service.context import ARRIVED
+from service.context import context
 from service.database import Database
 from service.tokens import sign
 
@@ -43,7 +43,7 @@ def routes(config: Config, database: Database) -> list[web.RouteDef]:
         )
 
     async def users(request: web.Request) -> web.Response:
-        rows = await database.fetch(query, deadline=request[ARRIVED] + DEADLINE)
+        rows = await database.fetch(query, deadline=context(request).arrived + DEADLINE)
         found = [{**row, "token": sign(config.auth, row["id"])} for row in rows]
         return web.json_response({"users": found})
 
