@@ -50,6 +50,7 @@ def main(argv: Sequence[str]) -> None:
         with postgres.start(folder) as server:
             for size in scale.sizes:
                 server.load(size)
+            server.run(scale.sizes[-1], "segments.sql")
             bench = Bench(scale, server, Starter(server, folder), folder)
             plans = report.plans_table(list(bench.plans()))
             for phase in arguments.only:
@@ -59,6 +60,7 @@ def main(argv: Sequence[str]) -> None:
                 bars += decides(results)
                 sections.append(f"## {title}\n\n{report.table(results, varies)}")
                 if phase == "contenders":
+                    sections.insert(0, report.budget(results))
                     drawing = plot.svg(results)
             sections.append(f"## Plans, {scale.sizes[-1].rows:,} events and read rows\n\n{plans}")
     command = shlex.join(["python", "-m", "bench", *argv])

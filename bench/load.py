@@ -32,6 +32,7 @@ class Sample:
     p99: float = math.nan
     cpu: float = math.nan  # seconds for 1,000 requests: the contender's processes
     database_cpu: float = math.nan  # the same, PostgreSQL's
+    load_cpu: float = math.nan  # the same, the load generator's
     rss: float = math.nan  # MB of a worker under this load
     pss: float = math.nan
     requests: float = 0.0
@@ -48,14 +49,20 @@ def median(samples: Sequence[Sample]) -> Sample:
 def interleave(
     cases: Mapping[Key, Callable[[], Sample]], rounds: int, title: str
 ) -> dict[Key, Sample]:
-    """Run all cases once in each round, each round from another start, and return the medians."""
+    """Run all cases once in each round, each round from another start, and return the medians.
+
+    The first round is not counted: caches are cold, and after a checkpoint PostgreSQL writes each
+    page whole when it is first touched.
+    """
     samples: dict[Key, list[Sample]] = {key: [] for key in cases}
     keys = list(cases)
-    with tqdm(total=rounds * len(keys), desc=title, unit=" runs") as progress:
-        for number in range(rounds):
-            start = number * len(keys) // rounds
+    with tqdm(total=(rounds + 1) * len(keys), desc=title, unit=" runs") as progress:
+        for number in range(rounds + 1):
+            start = number * len(keys) // (rounds + 1)
             for key in keys[start:] + keys[:start]:
-                samples[key].append(cases[key]())
+                sample = cases[key]()
+                if number:
+                    samples[key].append(sample)
                 progress.update()
     return {key: median(of_key) for key, of_key in samples.items()}
 
@@ -88,7 +95,7 @@ class Load:
             time.sleep(self.seconds * 0.75)
             rss, pss = server.memory()
             output, _ = process.communicate(timeout=self.seconds + 60)
-        cpu, database_cpu, others = clock.read()
+        cpu, database_cpu, load_cpu, others = clock.read()
         requests, duration, failures, p50, p99 = map(int, output.splitlines()[-1].split())
         if failures or not requests or process.returncode:
             raise SystemExit(
@@ -101,6 +108,7 @@ class Load:
             p99 / 1000,
             cpu / thousands,
             database_cpu / thousands,
+            load_cpu / thousands,
             rss,
             pss,
             requests,
@@ -117,10 +125,16 @@ class Load:
         clock = _Clock(self.postgres)
         output = subprocess.check_output(command, text=True)
         time.sleep(0.5)  # the backends end; their CPU time is known when they have
-        _, cpu, others = clock.read()
+        _, cpu, load_cpu, others = clock.read()
         done = int(re.search(r"actually processed: (\d+)", output)[1])  # type: ignore[index]
         rate = float(re.search(r"tps = ([\d.]+)", output)[1])  # type: ignore[index]
-        return Sample(rate, database_cpu=cpu / done * 1000, requests=done, others=others)
+        return Sample(
+            rate,
+            database_cpu=cpu / done * 1000,
+            load_cpu=load_cpu / done * 1000,
+            requests=done,
+            others=others,
+        )
 
 
 class _Clock:
@@ -143,11 +157,11 @@ class _Clock:
             time.monotonic(),
         )
 
-    def read(self) -> tuple[float, float, float]:
-        """CPU seconds of the contender and of PostgreSQL, and the cores that others kept busy."""
+    def read(self) -> tuple[float, float, float, float]:
+        """CPU seconds of contender, PostgreSQL and load, and the cores that others kept busy."""
         spent = [now - then for now, then in zip(self._now(), self._start, strict=True)]
         ours, database, load, machine, passed = spent
-        return ours, database, max(0.0, machine - ours - database - load) / passed
+        return ours, database, load, max(0.0, machine - ours - database - load) / passed
 
 
 def need_wrk() -> None:

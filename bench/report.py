@@ -12,7 +12,18 @@ from pathlib import Path
 import psutil
 
 from bench.load import Sample
-from bench.phases import BADGES, EACH, FASTAPI, GROUP, IDLE, MARKS, PGBENCH, Results, contender
+from bench.phases import (
+    AIOHTTP,
+    BADGES,
+    EACH,
+    FASTAPI,
+    GROUP,
+    IDLE,
+    MARKS,
+    PGBENCH,
+    Results,
+    contender,
+)
 from bench.postgres import BIN
 
 LIBRARIES = ("aiohttp", "asyncpg", "uvloop", "PyJWT", "gunicorn", "fastapi", "uvicorn", "httptools")
@@ -72,6 +83,29 @@ def contender_bars(results: Results) -> Iterator[Bar]:
     yield _at_most(96, "MB (RSS) of a worker, 512 connections busy", results[one, 512].rss)
 
 
+def budget(results: Results) -> str:
+    """What stands in the way of a bar: the CPU time that a request may take, and what takes it."""
+    bare, ours = best_pgbench(results)[1], results[contender(GROUP, 1), 64]
+    alone = results[contender(AIOHTTP, 1), 64]
+    may = (os.cpu_count() or 1) / (1.5 * bare.rate) * 1e6
+    takes = {
+        "aiohttp alone": alone.cpu,
+        "what the service adds to it": ours.cpu - alone.cpu,
+        "PostgreSQL": ours.database_cpu,
+        "wrk": ours.load_cpu,
+    }
+    parts = ", ".join(f"{name} {seconds * 1000:.0f}" for name, seconds in takes.items())
+    each = results[contender(EACH, 1), 64]
+    all_of_each = (each.cpu + each.database_cpu + each.load_cpu) * 1000
+    all_of_bare = (bare.database_cpu + bare.load_cpu) * 1000
+    return (
+        f"What limits these: 1.5 x pgbench leaves {may:.0f} us of CPU time for a request, on "
+        "all cores together. With one worker at 64 connections a request takes "
+        f"{sum(takes.values()) * 1000:.0f}: {parts}. With a statement of its own it takes "
+        f"{all_of_each:.0f}; pgbench, with neither HTTP nor token, {all_of_bare:.0f}."
+    )
+
+
 def growth_bars(results: Results) -> Iterator[Bar]:
     """The bars that the number of rows decides."""
     rows = sorted({number for _, number in results})
@@ -100,14 +134,14 @@ def bars_table(bars: Sequence[Bar]) -> str:
 def table(results: Results, varies: str) -> str:
     """All figures of a phase; `varies` names the second part of the keys."""
     heads = (
-        f"contender|{varies}|requests/s|p50 ms|p99 ms|CPU s / 1,000|PostgreSQL CPU s / 1,000|"
+        f"contender|{varies}|requests/s|p50 ms|p99 ms|CPU s / 1,000|PostgreSQL's|load's|"
         "RSS MB|PSS MB"
     ).split("|")
     lines = ["| " + " | ".join(heads) + " |", "|---" + "|--:" * (len(heads) - 1) + "|"]
     for (name, number), sample in results.items():
         cells = [
             "" if math.isnan(value) else f"{value:,.{places}f}"
-            for value, places in zip(astuple(sample), (0, 2, 2, 3, 3, 0, 0), strict=False)
+            for value, places in zip(astuple(sample), (0, 2, 2, 3, 3, 3, 0, 0), strict=False)
         ]
         lines.append("| " + " | ".join([name, f"{number:,}", *cells]) + " |")
     return "\n".join(lines)

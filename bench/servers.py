@@ -1,4 +1,4 @@
-"""The contenders that speak HTTP: the service in several configurations, and the FastAPI app."""
+"""The contenders that speak HTTP: the service, configured in several ways, and two other apps."""
 
 import contextlib
 import os
@@ -93,6 +93,14 @@ class Starter:
         command += ["--workers", str(workers), "--loop", "uvloop", "--http", "httptools"]
         ready = f"http://127.0.0.1:{port}/openapi.json"
         with self._run(command, environ, port, ready, size) as server:
+            yield server
+
+    @contextlib.contextmanager
+    def aiohttp(self, size: Size) -> Iterator[Server]:
+        """Run aiohttp with nothing behind it."""
+        port = _free_port()
+        command = [sys.executable, "-m", "bench.aiohttp_app", str(port)]
+        with self._run(command, {}, port, f"http://127.0.0.1:{port}/ready", size) as server:
             yield server
 
     @contextlib.contextmanager
