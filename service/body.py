@@ -32,12 +32,11 @@ async def read_body(request: web.Request, limits: Limits) -> bytes:
         BodyStalled: it was not all there within limits.body_deadline.
         InvalidBody: its framing is broken.
     """
-    too_large = f"the body is too large: at most {limits.max_ids} ids in one request"
     if hdrs.CONTENT_ENCODING in request.headers:
         raise EncodedBody("a body with a Content-Encoding is not accepted")
     most = max_body_size(limits)
     if (request.content_length or 0) > most:
-        raise BodyTooLarge(too_large)
+        raise _too_large(limits)
     try:
         if request.content.is_eof() and request.content.total_bytes <= most:
             return request.content.read_nowait()  # it came with the headers
@@ -46,9 +45,13 @@ async def read_body(request: web.Request, limits: Limits) -> bytes:
     except TimeoutError:
         raise BodyStalled("the body did not arrive in time") from None
     except web.HTTPRequestEntityTooLarge:
-        raise BodyTooLarge(too_large) from None
+        raise _too_large(limits) from None
     except (web.RequestPayloadError, ValueError):
         raise InvalidBody("the body is malformed") from None
+
+
+def _too_large(limits: Limits) -> BodyTooLarge:
+    return BodyTooLarge(f"the body is too large: at most {limits.max_ids} ids in one request")
 
 
 def parse_object(body: bytes) -> dict[str, Any]:

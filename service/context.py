@@ -27,17 +27,18 @@ class Context:
 _CONTEXT = web.RequestKey("context", Context)
 
 
+def arrive(request: web.BaseRequest) -> Context:
+    """Give a request its context: the time, and the caller's X-Request-ID or one of our own."""
+    request_id = request.headers.get("X-Request-ID", "")
+    if not request_id or not _SANE.fullmatch(request_id):
+        request_id = f"{_start}-{os.getpid():x}-{next(_counter):x}"
+    request[_CONTEXT] = made = Context(request_id, asyncio.get_running_loop().time())
+    return made
+
+
 def context(request: web.BaseRequest) -> Context:
-    """Return the context of a request, made when it is first asked for."""
+    """Return the context of a request."""
     try:
         return request[_CONTEXT]
-    except KeyError:
-        made = Context(_request_id(request), asyncio.get_running_loop().time())
-        request[_CONTEXT] = made
-        return made
-
-
-def _request_id(request: web.BaseRequest) -> str:
-    """The caller's X-Request-ID where it is sane, else one of our own."""
-    given = request.headers.get("X-Request-ID", "")
-    return given if _SANE.fullmatch(given) else f"{_start}-{os.getpid():x}-{next(_counter):x}"
+    except KeyError:  # refused by aiohttp before any of our code saw it
+        return arrive(request)

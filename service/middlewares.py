@@ -6,7 +6,7 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
 from service.answers import error_response
-from service.context import context
+from service.context import arrive, context
 from service.errors import (
     InvalidHeader,
     InvalidToken,
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 @web.middleware
 async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Answer every failure in the one shape; the outermost, so it sees 404 and 405 too."""
-    asked = context(request)
+    asked = arrive(request)
     try:
         return await handler(request)
     except Refusal as error:
