@@ -14,7 +14,7 @@ import asyncpg
 from asyncpg import exceptions as pg
 
 from service import config
-from service.errors import Unavailable
+from service.errors import BrokenStatement, Unavailable
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
@@ -30,6 +30,8 @@ WRITE_SETTINGS: Mapping[str, str] = {
 
 # Waiting cannot mend these, but an operator can, without a restart of ours.
 REFUSED = (pg.InvalidAuthorizationSpecificationError, pg.InvalidCatalogNameError)
+# No arguments can mend these: class 42. Row security refuses a row in the same class.
+BROKEN, MAY_BE_OF_A_ROW = pg.SyntaxOrAccessError, pg.InsufficientPrivilegeError
 # The next attempt may succeed.
 TRANSIENT = (
     OSError,  # refused, reset, no such socket, unknown host, TLS; and TimeoutError
@@ -116,7 +118,8 @@ class Database:
 
         Raises:
             Unavailable: no attempt succeeded; the cause is the last one's error.
-            asyncpg.PostgresError: the statement can never succeed.
+            BrokenStatement: it can never succeed, with these arguments or others.
+            asyncpg.PostgresError: it can never succeed with these arguments.
         """
         loop = asyncio.get_running_loop()
         pause = 0.0  # an idle connection may have died: the first retry is at once
@@ -125,6 +128,8 @@ class Database:
                 return await self.attempt(query, *args, timeout=deadline - loop.time())
             except Exception as error:
                 wait = random.uniform(0, pause)  # noqa: S311 - jitter
+                if isinstance(error, BROKEN) and not isinstance(error, MAY_BE_OF_A_ROW):
+                    raise BrokenStatement(str(error)) from error
                 if not is_transient(error):
                     raise
                 too_slow = isinstance(error, pg.QueryCanceledError) and not self._retry_slow

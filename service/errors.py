@@ -11,6 +11,10 @@ class ConfigError(Exception):
     """The service cannot start as configured; the text names the key."""
 
 
+class BrokenStatement(Exception):  # noqa: N818 - what it is, not what it does
+    """A statement that fails whoever asks: no such table or column. A fault of ours: 500."""
+
+
 class Refusal(Exception):  # noqa: N818 - a refusal is an answer, not an error of ours
     """An answer that is not 2xx. Subclasses fix the status; the text is the caller's message."""
 

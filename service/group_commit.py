@@ -10,6 +10,7 @@ database refuses is run again in halves, until whoever is at fault stands alone.
 """
 
 import asyncio
+import copy
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from service.config import Commit
-from service.errors import InvalidToken, Unavailable
+from service.errors import BrokenStatement, InvalidToken, Unavailable
 
 # callers, owners, ids, deadline (loop time) -> organization by user, for each caller that exists
 Statement = Callable[
@@ -156,10 +157,10 @@ class GroupCommit:
                 max(member.deadline for member in batch),
             )
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the members' answer
-            if isinstance(error, Unavailable):
+            if isinstance(error, Unavailable | BrokenStatement):  # nobody's data is at fault
                 for member in batch:
                     if not member.organization.done():
-                        member.organization.set_exception(Unavailable(str(error)))
+                        member.organization.set_exception(copy.copy(error))
             elif len(batch) > 1:
                 middle = len(batch) // 2
                 await self._commit(batch[:middle])

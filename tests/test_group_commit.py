@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
+import asyncpg
 import pytest
 from aiohttp.test_utils import TestClient
 
 from service.config import Commit
-from service.errors import InvalidToken, Unavailable
+from service.errors import BrokenStatement, InvalidToken, Unavailable
 from service.group_commit import GroupCommit
 from tests.conftest import Database, Start, bearer
 
@@ -275,14 +276,16 @@ async def test_a_poisoned_member_fails_alone(poisoned: set[int]) -> None:
     assert len(runs) <= 1 + len(poisoned) * 2 * 4  # halved four times, two halves each
 
 
-async def test_unavailable_reaches_all() -> None:
-    """A database that is away is nobody's fault: no halving, one answer for all."""
+@pytest.mark.parametrize("kind", [Unavailable, BrokenStatement])
+async def test_what_is_nobodys_fault_reaches_all(kind: type[Exception]) -> None:
+    """A database that is away, a statement that fails whoever asks: no halving, one outcome."""
     harness = Harness()
     answers = [await harness.submit(f"user {n}") for n in range(3)]
-    (await harness.runs.get()).end.set_exception(Unavailable("away"))
-    (await harness.runs.get()).end.set_exception(Unavailable("away"))
+    (await harness.runs.get()).end.set_exception(kind("why"))
+    (await harness.runs.get()).end.set_exception(kind("why"))
     outcomes = await asyncio.gather(*answers, return_exceptions=True)
-    assert all(isinstance(outcome, Unavailable) for outcome in outcomes)
+    assert [(type(outcome), str(outcome)) for outcome in outcomes] == [(kind, "why")] * 3
+    assert len(set(map(id, outcomes))) == 3  # one each: raising an exception changes it
     assert harness.runs.empty()
 
 
@@ -457,6 +460,32 @@ async def test_a_user_whose_data_is_refused_fails_alone(
     assert await asyncio.gather(*answers) == [200, 500, 200, 200]
     marked = {user for _, user, _ in await database.read_rows()}
     assert marked == {"alice", "owner", "admin", "gina"}
+
+
+async def test_a_statement_that_is_broken_is_run_once(
+    client: Client, database: Database, arrived: Arrived, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """500 for all who asked, from one statement; and 200 again once the table is back."""
+    rename = "alter table {} rename to {}"
+    runs: list[object] = []
+    fetch = asyncpg.Connection.fetch
+
+    async def counted(connection: Any, query: str, *arguments: Any, **more: Any) -> Any:  # noqa: ANN401
+        if "insert into system_event_read" in query:
+            runs.append(arguments)
+        return await fetch(connection, query, *arguments, **more)
+
+    monkeypatch.setattr(asyncpg.Connection, "fetch", counted)
+    async with held(database):
+        answers = [sending(client, "alice", {"id": 1})]
+        await arrived(1)
+        answers += [sending(client, "alice", {"id": event_id}) for event_id in range(2, 10)]
+        await arrived(8)
+        await database.owner.execute(rename.format("system_event_read", "gone"))
+    assert set(await asyncio.gather(*answers)) == {500}
+    assert len(runs) == 2
+    await database.owner.execute(rename.format("gone", "system_event_read"))
+    assert await send(client, "alice", {"id": 1}) == 200
 
 
 async def test_a_full_queue_answers_503(start: Start, database: Database, arrived: Arrived) -> None:
