@@ -87,10 +87,8 @@ class Database:
         self._hosts = config.split_hosts(url)
         self._retry_slow = retry_slow
         self._connect_timeout = database.connect_timeout
-        # The server gives up first; the client does when the server no longer answers.
-        self._patience = database.statement_timeout + 1
+        self._statement_timeout = database.statement_timeout
         self._options: dict[str, Any] = {
-            "command_timeout": self._patience,
             "statement_cache_size": database.statement_cache_size,
             "server_settings": {
                 "application_name": "systemevent-read",
@@ -163,15 +161,16 @@ class Database:
         generation = self._generation
         connection = await self._connection(deadline)
         good = False
-        limit = min(deadline - asyncio.get_running_loop().time(), self._patience)
+        # The server gives up first; the client does when the server no longer answers.
+        limit = min(deadline - asyncio.get_running_loop().time(), self._statement_timeout + 1)
         try:
             if limit <= 0:
                 raise TimeoutError  # noqa: TRY301 - as late as a statement that was cut off
             rows: list[asyncpg.Record] = await connection.fetch(query, *args, timeout=limit)
             good = True
         except TimeoutError:
-            if limit == self._patience:
-                # The server should have given up before. Its other connections are as dead.
+            if limit > self._statement_timeout:
+                # The server should have given up. Its other connections are as dead.
                 self._generation += 1
                 while self._idle:
                     self._idle.pop().terminate()
