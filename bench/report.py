@@ -84,26 +84,28 @@ def contender_bars(results: Results) -> Iterator[Bar]:
 
 
 def budget(results: Results) -> str:
-    """What stands in the way of a bar: the CPU time that a request may take, and what takes it."""
-    bare, ours = best_pgbench(results)[1], results[contender(GROUP, 1), 64]
-    alone = results[contender(AIOHTTP, 1), 64]
-    may = (os.cpu_count() or 1) / (1.5 * bare.rate) * 1e6
-    takes = {
-        "aiohttp alone": alone.cpu,
-        "what the service adds to it": ours.cpu - alone.cpu,
-        "PostgreSQL": ours.database_cpu,
-        "wrk": ours.load_cpu,
-    }
-    parts = ", ".join(f"{name} {seconds * 1000:.0f}" for name, seconds in takes.items())
-    each = results[contender(EACH, 1), 64]
-    all_of_each = (each.cpu + each.database_cpu + each.load_cpu) * 1000
-    all_of_bare = (bare.database_cpu + bare.load_cpu) * 1000
+    """What stands in the way of the first bars: the CPU time that a request may take, and takes."""
+    bare = best_pgbench(results)[1]
+    one, two = (results[contender(GROUP, workers), 64] for workers in (1, 2))
+    each, alone = results[contender(EACH, 1), 64], results[contender(AIOHTTP, 1), 64]
+    cores = os.cpu_count() or 1
+    may = [cores / rate * 1e6 for rate in (1.5 * bare.rate, 4 * each.rate)]
+    parts = (alone.cpu, one.cpu - alone.cpu, one.database_cpu, one.load_cpu)
     return (
-        f"What limits these: 1.5 x pgbench leaves {may:.0f} us of CPU time for a request, on "
-        "all cores together. With one worker at 64 connections a request takes "
-        f"{sum(takes.values()) * 1000:.0f}: {parts}. With a statement of its own it takes "
-        f"{all_of_each:.0f}; pgbench, with neither HTTP nor token, {all_of_bare:.0f}."
+        f"What limits these, in microseconds of CPU time for a request, on all {cores} cores "
+        f"together: 1.5 x pgbench leaves {may[0]:.0f}, 4 x a statement per request {may[1]:.0f}. "
+        "At 64 connections, one worker takes {:.0f} (aiohttp alone {:.0f}, what the service adds "
+        "{:.0f}, PostgreSQL {:.0f}, wrk {:.0f}) ".format(_us(one), *(part * 1000 for part in parts))
+        + f"and keeps {one.rate * _us(one) / 1e6:.1f} cores busy; two take {_us(two):.0f}, their "
+        f"batches being smaller, and keep {two.rate * _us(two) / 1e6:.1f} busy. A statement "
+        f"per request takes {_us(each):.0f}; pgbench, with neither HTTP nor token, "
+        f"{(bare.database_cpu + bare.load_cpu) * 1000:.0f}."
     )
+
+
+def _us(sample: Sample) -> float:
+    """CPU microseconds of one request: contender, PostgreSQL and load generator."""
+    return (sample.cpu + sample.database_cpu + sample.load_cpu) * 1000
 
 
 def growth_bars(results: Results) -> Iterator[Bar]:

@@ -51,6 +51,15 @@ def cluster() -> Iterator[Cluster]:
     cluster.remove()
 
 
+@pytest.fixture
+def own(own_cluster: Cluster) -> Iterator[Cluster]:
+    """The PostgreSQL that a module has for itself, running and awake again after the test."""
+    yield own_cluster
+    if not own_cluster.running():
+        own_cluster.start()
+    own_cluster.thaw()
+
+
 def psql(url: str, *commands: str, **variables: str) -> str:
     """Run commands, or files given as @path, with the psql that people use; its output."""
     arguments = [f"--set={name}={value}" for name, value in variables.items()]

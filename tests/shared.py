@@ -8,6 +8,7 @@ from typing import Any
 
 import aiohttp
 import asyncpg
+import pytest
 from aiohttp.test_utils import TestClient
 
 from tests.cluster import Cluster
@@ -40,6 +41,21 @@ async def serve(cluster: Cluster, **environ: str) -> AsyncIterator[Shared]:
         database = Database(cluster.url(name, ROLE), cluster.url(name), owner)
         client = await stack.enter_async_context(TestClient(Service(database.url, environ)))
         yield Shared(client, database)
+
+
+def clean() -> tuple[Any, Any]:
+    """Fixtures for a module that has a `shared` one: its database, nothing marked, and a client."""
+
+    @pytest.fixture
+    async def database(shared: Shared) -> Database:
+        await shared.database.owner.execute("delete from system_event_read")
+        return shared.database
+
+    @pytest.fixture
+    def client(shared: Shared, database: Database) -> Client:
+        return shared.client
+
+    return database, client
 
 
 async def refused(answer: aiohttp.ClientResponse) -> str:

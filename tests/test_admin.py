@@ -42,15 +42,6 @@ def own_cluster() -> Iterator[Cluster]:
     cluster.remove()
 
 
-@pytest.fixture
-def own(own_cluster: Cluster) -> Iterator[Cluster]:
-    """The same, running and awake again after the test."""
-    yield own_cluster
-    if not own_cluster.running():
-        own_cluster.start()
-    own_cluster.thaw()
-
-
 async def test_ready(client: Client) -> None:
     """With its database there and its schema current, the service is ready."""
     assert (await ask(client, "/live"), await ask(client)) == (LIVE, READY)

@@ -42,15 +42,6 @@ def own_cluster() -> Iterator[Cluster]:
     cluster.remove()
 
 
-@pytest.fixture
-def own(own_cluster: Cluster) -> Iterator[Cluster]:
-    """The same, running and awake again after the test."""
-    yield own_cluster
-    if not own_cluster.running():
-        own_cluster.start()
-    own_cluster.thaw()
-
-
 def on(cluster: Cluster, **more: str) -> dict[str, str]:
     """Variables of a service on the migrated database of a cluster."""
     return {"AUTH_SECRET": SECRET, "DATABASE_URL": cluster.url("events", ROLE)} | more

@@ -10,7 +10,7 @@ import pytest
 
 from tests.cluster import Cluster
 from tests.conftest import Database, bearer
-from tests.shared import Client, Shared, refused, serve
+from tests.shared import Client, Shared, clean, refused, serve
 
 Event = dict[str, Any]
 
@@ -63,17 +63,7 @@ async def shared(cluster: Cluster) -> AsyncIterator[Shared]:
         yield shared
 
 
-@pytest.fixture
-async def database(shared: Shared) -> Database:
-    """The database of that service, with nothing marked."""
-    await shared.database.owner.execute("delete from system_event_read")
-    return shared.database
-
-
-@pytest.fixture
-def client(shared: Shared, database: Database) -> Client:
-    """A client of that service."""
-    return shared.client
+database, client = clean()
 
 
 async def page(client: Client, user: str = "owner", /, **filters: object) -> Any:  # noqa: ANN401

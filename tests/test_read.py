@@ -9,7 +9,7 @@ import pytest
 
 from tests.cluster import Cluster, free_port
 from tests.conftest import Database, Start, bearer, token
-from tests.shared import Client, Shared, refused, serve
+from tests.shared import Client, Shared, clean, refused, serve
 
 PATH = "/systemevent/read"
 MAX_IDS = 5
@@ -27,17 +27,7 @@ async def shared(cluster: Cluster) -> AsyncIterator[Shared]:
         yield shared
 
 
-@pytest.fixture
-async def database(shared: Shared) -> Database:
-    """The database of that service, with nothing marked."""
-    await shared.database.owner.execute("delete from system_event_read")
-    return shared.database
-
-
-@pytest.fixture
-def client(shared: Shared, database: Database) -> Client:
-    """A client of that service."""
-    return shared.client
+database, client = clean()
 
 
 async def change(client: Client, method: str, body: object, user: str = "alice") -> None:

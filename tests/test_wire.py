@@ -14,7 +14,7 @@ from multidict import CIMultiDict
 
 from tests.cluster import Cluster
 from tests.conftest import Database, Start, bearer
-from tests.shared import Client, Shared, serve
+from tests.shared import Client, Shared, clean, serve
 
 BODY = b'{"id": 1}'
 CHUNKED = b"9\r\n" + BODY + b"\r\n0\r\n\r\n"
@@ -116,17 +116,7 @@ async def shared(cluster: Cluster) -> AsyncIterator[Shared]:
         yield shared
 
 
-@pytest.fixture
-async def database(shared: Shared) -> Database:
-    """The database of that service, with nothing marked."""
-    await shared.database.owner.execute("delete from system_event_read")
-    return shared.database
-
-
-@pytest.fixture
-def client(shared: Shared, database: Database) -> Client:
-    """A client of that service."""
-    return shared.client
+database, client = clean()
 
 
 # Refused below the application. Where such a request ends is not known, so the connection ends.
