@@ -24,11 +24,6 @@ class _Connection(web.RequestHandler):
         if isinstance(self._messages[-1][0], _ErrInfo):
             request.content.set_exception(web.RequestPayloadError("malformed body"))
 
-    def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - aiohttp's
-        """Do nothing where nothing was paused: aiohttp parses no data, twice for each body."""
-        if self._reading_paused or self._buffer_paused:
-            super().resume_reading(resume_parser)
-
     def handle_error(
         self,
         request: web.BaseRequest,

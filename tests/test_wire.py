@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gzip
 import json
+import random
 import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -309,6 +310,43 @@ async def test_many_pipelined_requests_are_answered(client: Client, database: Da
         for _ in bodies:
             assert (await connection.answer()).status == 200
     assert await database.read_rows() == {("acme", "alice", n) for n in range(1, 21)}
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_pipelined_bodies_of_any_size_are_answered(
+    client: Client, database: Database, seed: int
+) -> None:
+    """At the limits of flow control, in chunks or not, cut anywhere: none is left waiting."""
+    draw = random.Random(seed)  # noqa: S311
+    marked, data = set(), b""
+    count = draw.choice([3, 10, 40])
+    for _ in range(count):
+        event_id, size = draw.randint(1, 20), draw.choice([10, 65_536, 200_000, 300_000])
+        marked.add(("acme", "alice", event_id))
+        body = b'{"id": %d' % event_id + b" " * size + b"}"
+        if draw.random() < 0.5:
+            data += request(body=body)
+            continue
+        chunks, at = [], 0
+        while at < len(body):
+            part = body[at : at + draw.choice([1, 100, 5000, 70_000])]
+            chunks.append(b"%x\r\n%b\r\n" % (len(part), part))
+            at += len(part)
+        data += request(TE, body=b"".join([*chunks, b"0\r\n\r\n"]))
+    async with connect(client) as connection:
+
+        async def send() -> None:
+            at = 0
+            while at < len(data):
+                end = at + draw.choice([1000, 65_536, 300_000, len(data)])
+                await connection.send(data[at:end])
+                at = end
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(send())
+            for _ in range(count):
+                assert (await connection.answer()).status == 200
+    assert await database.read_rows() == marked
 
 
 async def test_garbage_behind_a_request_is_refused(client: Client, database: Database) -> None:
