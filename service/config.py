@@ -16,6 +16,7 @@ from service.errors import ConfigError
 PREFIX = "SYSTEMEVENT_"
 NOT_OURS = "SYSTEMEVENT_READ_"  # Kubernetes sets these for a Service named systemevent-read
 MIN_SECRET_BYTES = 32
+STATEMENTS = 4  # that one connection may have to keep
 NO_URL = re.compile(r"[^\x21-\x7e]")  # what no URL holds
 UNSTORABLE = re.compile("[\0\ud800-\udfff]")  # what is no text: NUL, lone surrogates
 
@@ -207,6 +208,8 @@ def _check(config: Config) -> Config:
             raise ConfigError("cors.origins: each is scheme://host[:port], without a path or a *")
     if config.database.url:
         _check_database_url(config.database.url)
+    if 0 < config.database.statement_cache_size < STATEMENTS:
+        raise ConfigError(f"database.statement_cache_size: 0, or {STATEMENTS} and more")
     if config.limits.body_deadline > config.limits.deadline:
         raise ConfigError("limits.body_deadline: longer than limits.deadline")
     return config

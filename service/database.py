@@ -30,6 +30,13 @@ WRITE_SETTINGS: Mapping[str, str] = {
 
 # Waiting cannot mend these, but an operator can, without a restart of ours.
 REFUSED = (pg.InvalidAuthorizationSpecificationError, pg.InvalidCatalogNameError)
+# Another connection may do it: a primary that became a standby; a statement that was prepared here
+# and is not there any more, behind a proxy.
+UNFIT = (
+    pg.ReadOnlySQLTransactionError,
+    pg.InvalidSQLStatementNameError,
+    pg.DuplicatePreparedStatementError,
+)
 # No arguments can mend these: class 42. Row security refuses a row in the same class.
 BROKEN, MAY_BE_OF_A_ROW = pg.SyntaxOrAccessError, pg.InsufficientPrivilegeError
 # The next attempt may succeed.
@@ -40,10 +47,10 @@ TRANSIENT = (
     pg.InsufficientResourcesError,  # class 53: too many connections, disk full
     pg.ObjectNotInPrerequisiteStateError,  # class 55: lock not available
     pg.OperatorInterventionError,  # class 57: shutdown, starting up, statement timeout
-    pg.ReadOnlySQLTransactionError,  # a primary that became a standby
     pg.InternalClientError,
     pg.TargetServerAttributeNotMatched,  # no primary among the hosts, yet
     *REFUSED,
+    *UNFIT,
 )
 
 FIRST_PAUSE = 0.05  # seconds; doubled after each attempt, and drawn at random below
@@ -90,6 +97,8 @@ class Database:
         self._statement_timeout = database.statement_timeout
         self._options: dict[str, Any] = {
             "statement_cache_size": database.statement_cache_size,
+            # asyncpg does not bound the time in which it closes a statement that it forgets.
+            "max_cached_statement_lifetime": 0,
             "server_settings": {
                 "application_name": "systemevent-read",
                 "jit": "off",
@@ -103,6 +112,7 @@ class Database:
 
     async def close(self) -> None:
         """Close all connections, politely for a second."""
+        self._generation += 1
         idle, self._idle = self._idle, []
         try:
             async with asyncio.timeout(1):
@@ -126,9 +136,9 @@ class Database:
                 return await self.attempt(query, *args, timeout=deadline - loop.time())
             except Exception as error:
                 wait = random.uniform(0, pause)  # noqa: S311 - jitter
-                if isinstance(error, BROKEN) and not isinstance(error, MAY_BE_OF_A_ROW):
-                    raise BrokenStatement(str(error)) from error
                 if not is_transient(error):
+                    if isinstance(error, BROKEN) and not isinstance(error, MAY_BE_OF_A_ROW):
+                        raise BrokenStatement(str(error)) from error
                     raise
                 too_slow = isinstance(error, pg.QueryCanceledError) and not self._retry_slow
                 if too_slow or loop.time() + wait >= deadline:
@@ -143,30 +153,42 @@ class Database:
         timeout: float,  # noqa: ASYNC109 - asyncpg bounds itself; a timeout around it does not
     ) -> list[asyncpg.Record]:
         """Run a statement once, within `timeout` seconds."""
-        deadline = asyncio.get_running_loop().time() + timeout
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
         if self._slots.locked():
             async with asyncio.timeout_at(deadline):
                 await self._slots.acquire()
         else:
             await self._slots.acquire()
+        free_at = 0.0
         try:
-            return await self._run(query, args, deadline)
+            connection = await self._connection(deadline)
+            started = loop.time()
+            try:
+                return await self._run(connection, query, args, deadline)
+            except (TimeoutError, asyncio.CancelledError):
+                if not self._retry_slow and started < deadline:
+                    # The server works on. It must not have more to do than there are slots.
+                    free_at = started + self._statement_timeout
+                raise
         finally:
-            self._slots.release()
+            if free_at > loop.time():
+                loop.call_at(free_at, self._slots.release)
+            else:
+                self._slots.release()
 
     async def _run(
-        self, query: str, args: Sequence[object], deadline: float
+        self, connection: Connection, query: str, args: Sequence[object], deadline: float
     ) -> list[asyncpg.Record]:
-        """Run a statement on an idle connection or a new one, and keep it if it is good."""
-        generation = self._generation
-        connection = await self._connection(deadline)
-        good = False
+        """Run a statement on a connection, and keep it for the next if it is good."""
+        generation, good = self._generation, False
         # The server gives up first; the client does when the server no longer answers.
         limit = min(deadline - asyncio.get_running_loop().time(), self._statement_timeout + 1)
         try:
             if limit <= 0:
                 raise TimeoutError  # noqa: TRY301 - as late as a statement that was cut off
-            rows: list[asyncpg.Record] = await connection.fetch(query, *args, timeout=limit)
+            async with asyncio.timeout(limit + 1):  # what asyncpg may forget to bound
+                rows: list[asyncpg.Record] = await connection.fetch(query, *args, timeout=limit)
             good = True
         except TimeoutError:
             if limit > self._statement_timeout:
@@ -176,7 +198,7 @@ class Database:
                     self._idle.pop().terminate()
             raise
         except asyncpg.PostgresError as error:
-            good = not isinstance(error, pg.ReadOnlySQLTransactionError)  # the session is as it was
+            good = not isinstance(error, UNFIT)  # the session is as it was
             raise
         else:
             return rows
@@ -198,11 +220,12 @@ class Database:
             if not connection.is_closed():
                 return connection
         *others, last = self._hosts
-        for host in others:
+        for number, host in enumerate(others):
             with contextlib.suppress(Exception):
-                return await self._connect(host, deadline)
-        return await self._connect(last, deadline)
+                return await self._connect(host, deadline, len(self._hosts) - number)
+        return await self._connect(last, deadline, 1)
 
-    async def _connect(self, host: str, deadline: float) -> Connection:
-        limit = min(deadline - asyncio.get_running_loop().time(), self._connect_timeout)
-        return await asyncpg.connect(host, timeout=max(limit, 0.001), **self._options)
+    async def _connect(self, host: str, deadline: float, hosts_left: int) -> Connection:
+        left = max(deadline - asyncio.get_running_loop().time(), 0.001)
+        limit = min(left / hosts_left, self._connect_timeout)
+        return await asyncpg.connect(host, timeout=limit, **self._options)

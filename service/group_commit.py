@@ -27,6 +27,8 @@ Statement = Callable[
 # Requests with more ids than this travel in a lane of their own, so that they hold up the
 # others by one statement at most: each takes from both.
 SMALL = 100
+# Seconds between two looks at the deadlines, which take the longer the more requests wait.
+RESOLUTION = 0.05
 
 
 @dataclass(slots=True, eq=False)
@@ -90,16 +92,19 @@ class GroupCommit:
             self._waiting.discard(member)
 
     def _set_alarm(self, deadline: float) -> None:
-        """Have deadlines looked at then: one timer for all, since one for each costs more."""
-        if self._alarm:
-            self._alarm.cancel()
-        self._alarm_at = deadline
-        self._alarm = asyncio.get_running_loop().call_at(deadline, self._expire)
+        """Have deadlines looked at then, or soon: one timer for all, which is cheaper than many."""
+        loop = asyncio.get_running_loop()
+        moment = max(deadline, loop.time() + RESOLUTION)
+        if moment < self._alarm_at:
+            if self._alarm:
+                self._alarm.cancel()
+            self._alarm_at, self._alarm = moment, loop.call_at(moment, self._expire)
 
     def _expire(self) -> None:
         """Give up on whoever is past its deadline, and come back for the next."""
         now = asyncio.get_running_loop().time()
         self._alarm, self._alarm_at = None, math.inf
+        following = math.inf
         for member in self._waiting:
             if member.organization.done():
                 continue
@@ -107,9 +112,9 @@ class GroupCommit:
                 text = "the database did not answer in time, try again later"
                 member.organization.set_exception(Unavailable(text))
             else:
-                self._alarm_at = min(self._alarm_at, member.deadline)
-        if self._alarm_at < math.inf:
-            self._set_alarm(self._alarm_at)
+                following = min(following, member.deadline)
+        if following < math.inf:
+            self._set_alarm(following)
 
     async def drain(self) -> None:
         """Wait until nothing is in flight."""

@@ -260,6 +260,10 @@ def test_a_named_file_must_exist(tmp_path: Path) -> None:
         ({"DATABASE_URL": "host=db.example"}, "database.url: not a postgresql:// URL"),
         ({"DATABASE_URL": "POSTGRESQL://db/x"}, "database.url: not a postgresql:// URL"),
         (
+            {"DATABASE_STATEMENT_CACHE_SIZE": "3"},
+            "database.statement_cache_size: 0, or 4 and more",
+        ),
+        (
             {"LIMITS_DEADLINE": "2", "LIMITS_BODY_DEADLINE": "3"},
             "limits.body_deadline: longer than limits.deadline",
         ),
