@@ -218,6 +218,25 @@ async def test_each_request_waits_until_its_own_deadline() -> None:
     assert await patient == "org of patient"
 
 
+async def test_deadlines_are_not_looked_at_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many requests wait, each with a deadline of its own, a few looks find them all."""
+    looks: list[None] = []
+    expire = GroupCommit._expire  # noqa: SLF001
+
+    def counted(commit: GroupCommit) -> None:
+        looks.append(None)
+        expire(commit)
+
+    monkeypatch.setattr(GroupCommit, "_expire", counted)
+    harness = Harness()
+    answers = [await harness.submit(str(n), seconds=n / 1000) for n in range(200)]
+    outcomes = await asyncio.gather(*answers, return_exceptions=True)
+    assert all(isinstance(outcome, Unavailable) for outcome in outcomes)
+    assert len(looks) < 20
+    (await harness.runs.get()).commit()
+    await harness.commit.drain()
+
+
 async def test_a_request_that_gave_up_in_the_queue_is_not_run() -> None:
     """What nobody waits for any more costs the database nothing."""
     harness = Harness()
