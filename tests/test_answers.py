@@ -1,5 +1,6 @@
 """The 200 of a change, composed once, against the same answer as aiohttp composes it."""
 
+import asyncio
 import itertools
 from email.utils import parsedate_to_datetime
 
@@ -46,3 +47,20 @@ async def test_the_composed_answer_has_all_that_an_ordinary_one_has(
         dates = [parsedate_to_datetime(answer.headers["Date"]) for answer in answers]
         assert abs((dates[0] - dates[1]).total_seconds()) < 60
         assert [await answer.read() for answer in answers] == [DONE, DONE]
+
+
+async def test_what_varies_is_each_callers_own(start: Start) -> None:
+    """Many at a time share what is composed, and neither a request id nor an origin."""
+    client = await start(CORS_ORIGINS=f"{PAGE},{OTHER_PAGE}")
+    origins = (PAGE, OTHER_PAGE, "https://evil.example")
+
+    async def ask(number: int) -> None:
+        origin, request_id = origins[number % 3], f"request-{number}"
+        headers = {**bearer(), "Origin": origin, "X-Request-ID": request_id}
+        async with client.post("/systemevent/read", json={"id": 1}, headers=headers) as answer:
+            assert await answer.read() == DONE
+            assert answer.headers["X-Request-ID"] == request_id
+            allowed = None if origin == origins[2] else origin
+            assert answer.headers.get("Access-Control-Allow-Origin") == allowed
+
+    await asyncio.gather(*map(ask, range(300)))
