@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+__version__ = "1.0.0"
+
 
 def resource(name: str) -> Path:
-    """Path of a file or folder that ships with the service: `sql`, `migrations`, `openapi.yaml`.
+    """Path of a file or folder that ships with the service: `sql`, `client`, `openapi.yaml`.
 
     They lie at the top level of the repository, and inside the package in a wheel.
     """

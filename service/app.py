@@ -1,96 +1,153 @@
 """The wiring: what is made of what, and which path leads where."""
 
+import asyncio
 import contextlib
 import gc
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
-import aiohttp_cors
+import asyncpg
+import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from service import admin, demo, handlers
-from service.answers import EXPOSED_HEADERS, Success, common_headers
-from service.body import max_body_size
+from service import logs
+from service.admin import site as admin
+from service.admin.board import Board, Place
+from service.admin.health import Health
+from service.admin.metrics import Metrics
+from service.auth.jwks import Jwks
+from service.auth.keys import FixedKeys, load_key
+from service.auth.tokens import Tokens
 from service.config import Config
-from service.database import WRITE_SETTINGS, Database
+from service.database.connections import Connections
+from service.database.connector import Connector
+from service.database.group_commit import GroupCommit, Statement
+from service.database.outage import Outage
+from service.database.pools import Pools
+from service.database.queries import Queries, load_queries
+from service.database.replica import Replica
+from service.endpoints import openapi
+from service.endpoints.count import Count
+from service.endpoints.filters import ALL
+from service.endpoints.list import List
+from service.endpoints.mark import Mark
+from service.endpoints.mark_all import MarkAll
+from service.endpoints.one_caller import Nearby, OneCaller, TurnsByOrganization
 from service.errors import ConfigError
-from service.group_commit import GroupCommit, Statement
-from service.handlers import CONFIG, MARK_READ, MARK_UNREAD, QUERIES, READS, SUCCESS
-from service.health import Health
-from service.jwks import Jwks
-from service.keys import Keys, load_key
-from service.middlewares import bearer, errors
-from service.protocol import Runner
-from service.queries import load_queries
-from service.tokens import Tokens
+from service.observing import Observers
+from service.turns import Turns
+from service.web.answers import Success, common_headers
+from service.web.body import max_body_size
+from service.web.connection import Terms
+from service.web.cors import Cors
+from service.web.marked import Marked
+from service.web.middlewares import bearer, errors
+from service.web.protocol import Runner
+from service.web.request_info import RequestInfo
+from service.web.request_log import RequestLog
+
+PATIENCE = 3.0  # seconds in which a new configuration must be able to serve
+NO_MARKS: Sequence[object] = ([], [], "")
+# With an organization, since a distributed database refuses the statements without one.
+NOBODY: Sequence[object] = ("", "", *msgspec.structs.astuple(ALL))
+# What demo mode adds: public routes, which read from the database as well.
+Demo = Callable[[Config, Connections], Sequence[web.RouteDef]]
 
 
 def create_app(
-    config: Config, database_url: str, give_up: Callable[[ConfigError], None], *, shared: bool
+    config: Config,
+    observers: Observers,
+    give_up: Callable[[ConfigError], None],
+    *,
+    keys: FixedKeys | None = None,
+    place: Place | None = None,
+    demo: Demo | None = None,
 ) -> web.Application:
-    """Build the application that serves `config` on the database at `database_url`.
+    """Build the application.
 
-    Where `shared`, other workers have the operator's port as well. `give_up` is called when it
-    turns out, while it runs, that it cannot work and that waiting is in vain.
+    `observers` are told what happens. `give_up` is called when it turns out, while it runs, that it
+    cannot work and that waiting will not help. `keys` are those that are read already, if any; a
+    `place` is where it counts, beside others of the same service.
 
     Raises:
-        ConfigError: a key file cannot be used.
+        ConfigError: a key file, or the URL of the database, cannot be used.
     """
-    queries = load_queries()
-    # Marking has connections of its own: however many lists are asked for, they do not delay it.
-    writes = Database(config.database, database_url, 2 * config.commit.in_flight, WRITE_SETTINGS)
-    reads = Database(config.database, database_url, config.database.pool_size, {}, retry_slow=False)
-    # And so has /ready, which could not get a word in otherwise.
-    probe = Database(config.database, database_url, 1, WRITE_SETTINGS)
-    keys: Keys = (
-        Jwks(config.auth.jwks_url, config.auth.algorithms)
-        if config.auth.jwks_url
-        else load_key(config.auth)
-    )
-    tokens = Tokens(config.auth, keys)
-    if isinstance(keys, Jwks):
-        keys.on_change = tokens.forget
-    health = Health(queries, probe, keys, give_up)
-
-    app = web.Application(client_max_size=max_body_size(config.limits))
-    app[CONFIG] = config
-    app[admin.HEALTH] = health
-    for key, query in ((MARK_READ, queries.mark_read), (MARK_UNREAD, queries.mark_unread)):
-        app[key] = GroupCommit(
-            _statement(writes, query),
+    queries, limits = load_queries(), config.limits
+    connector = Connector(config.database)
+    pools = Pools(config, queries, connector, Outage(connector.hosts, observers))
+    source = keys or _keys(config, observers)
+    tokens = Tokens(config.auth, source)
+    source.on_change = tokens.forget
+    health = Health(queries, _probes(queries), pools.probe, source, give_up)
+    marking, unmarking = (
+        GroupCommit(
+            kind,
+            _statement(pools.writes, query),
+            _statement(pools.apart, query),
             config.commit,
-            max_queued_ids=100 * config.limits.max_ids,
+            limits,
+            observers,
         )
+        for kind, query in (("read", queries.mark_read), ("unread", queries.mark_unread))
+    )
+    reading = OneCaller(
+        "list",
+        limits,
+        pools.reads,
+        queries,
+        observers,
+        TurnsByOrganization(config.database.pool_size, pools.counts, queries),
+    )
+    counting = OneCaller("list", limits, pools.counts, queries, observers, Turns(1))
+    marking_all = OneCaller("mark_all", limits, pools.mark_all, queries, observers, Turns(1))
+    place = place or Board(1).take()
+    marked = None
+    if replica := _replica(config, queries, pools, observers):
+        marked = Marked(replica.now, place.board.marked)
+        reading.nearby = Nearby(replica, replica.reads, marked)
+        counting.nearby = Nearby(replica, replica.counts, marked)
+        health.replica = replica
+    cors = Cors(config.cors)
+    success = Success(cors, marked)
 
-    app[SUCCESS] = Success(config.cors.origins)
-    app[READS] = reads
-    app[QUERIES] = queries
-
+    app = web.Application(client_max_size=max_body_size(limits))
+    app[admin.HEALTH] = health
     routes = [
-        web.post("/systemevent", handlers.list_events),
-        web.post("/systemevent/read", handlers.mark_read),
-        web.delete("/systemevent/read", handlers.mark_unread),
+        web.post("/systemevent", List(reading).answer),
+        web.post("/systemevent/count", Count(counting).answer),
+        web.post(
+            "/systemevent/read", Mark(limits, marking, success, needs_organization=True).answer
+        ),
+        web.post("/systemevent/read/all", MarkAll(marking_all, success, marking).answer),
+        # Contract, section 2: a user without an organization has nothing to remove.
+        web.delete(
+            "/systemevent/read", Mark(limits, unmarking, success, needs_organization=False).answer
+        ),
     ]
-    public: set[Handler] = {handlers.openapi}
-    app.add_routes([web.get("/openapi.yaml", handlers.openapi, allow_head=False)])
-    if not config.database.url:
-        demo_routes = demo.routes(config, reads)
+    public: set[Handler] = {openapi.answer}
+    app.add_routes([web.get("/openapi.yaml", openapi.answer, allow_head=False)])
+    if demo:
+        demo_routes = demo(config, pools.reads)
         app.add_routes(demo_routes)
         public.update(route.handler for route in demo_routes)
-    _allow_origins(app, app.add_routes(routes), config.cors.origins)
-    app.middlewares.extend((errors, bearer(tokens, frozenset(public))))
-    app.on_response_prepare.append(common_headers)
+    app.add_routes(routes)
+    app.middlewares.extend((errors, bearer(tokens, frozenset(public), cors, limits)))
+    app.on_response_prepare.extend((common_headers, cors.add_headers))
+
+    paths = frozenset(route.canonical for route in app.router.resources())
+    metrics = Metrics(place, paths, pools, tokens, (marking, unmarking), replica)
+    metrics.listen(observers)
+    app[admin.METRICS] = metrics
 
     async def run(app: web.Application) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
-            for database in (writes, reads, probe):
-                stack.push_async_callback(database.close)
-            if isinstance(keys, Jwks):
-                await stack.enter_async_context(keys.run())
-            for commit in (app[MARK_READ], app[MARK_UNREAD]):
+            stack.push_async_callback(pools.close)
+            await stack.enter_async_context(source.run())
+            for commit in (marking, unmarking):
                 # Callers who hung up have still asked; bounded by their deadlines.
                 stack.push_async_callback(commit.drain)
-            await stack.enter_async_context(admin.serve(app, config, shared=shared))
+            await stack.enter_async_context(admin.serve(app, config))
+            await stack.enter_async_context(metrics.watch())
             await stack.enter_async_context(health.watch())
             # What is alive now stays so; the collector need not look at it again and again.
             gc.collect()
@@ -104,47 +161,94 @@ def create_app(
 
 def create_runner(
     config: Config,
-    database_url: str,
     give_up: Callable[[ConfigError], None],
     *,
-    shared: bool = False,
+    keys: FixedKeys | None = None,
+    place: Place | None = None,
+    demo: Demo | None = None,
 ) -> Runner:
     """Build the application, and what serves it on a socket."""
+    observers = Observers()
+    logs.listen(observers)
+    if config.logging.level in ("debug", "info"):
+        observers.listen(RequestInfo, RequestLog())
     return Runner(
-        create_app(config, database_url, give_up, shared=shared),
+        create_app(config, observers, give_up, keys=keys, place=place, demo=demo),
+        Terms(Cors(config.cors), observers, config.server.max_header_size, config.limits.deadline),
         keepalive=config.server.keepalive,
         shutdown_timeout=config.limits.deadline + 1,
     )
 
 
-def _statement(database: Database, query: str) -> Statement:
-    """Bind a query for many callers to its database, in the shape that group commit asks for."""
+async def try_out(config: Config, keys: FixedKeys | None) -> None:
+    """Ask the database, and the key server, whether an application of this configuration can serve.
+
+    Raises:
+        ConfigError: why it cannot.
+    """
+    queries, observers = load_queries(), Observers()
+    connector = Connector(config.database)
+    pools = Pools(config, queries, connector, Outage(connector.hosts, observers))
+    source = keys or _keys(config, observers)
+    health = Health(queries, _probes(queries), pools.probe, source, lambda _: None)
+    loop = asyncio.get_running_loop()
+    end = loop.time() + PATIENCE
+    try:
+        async with source.run():
+            while problem := await health.problem():
+                if loop.time() > end:
+                    raise ConfigError(problem)
+                await asyncio.sleep(0.1)
+    finally:
+        await pools.close()
+
+
+def _replica(
+    config: Config, queries: Queries, pools: Pools, observers: Observers
+) -> Replica | None:
+    """The replica, if there is one, with its connections among the others."""
+    if not config.database.read_url:
+        return None
+    replica = Replica(config, queries, pools.position, _reads(queries), observers)
+    pools.named.update(replica.named, position=pools.position)
+    return replica
+
+
+def _keys(config: Config, observers: Observers) -> Jwks | FixedKeys:
+    auth = config.auth
+    if not auth.jwks_url:
+        return load_key(auth)
+    return Jwks(auth.jwks_url, auth.algorithms, max_age=auth.jwks_max_age, observers=observers)
+
+
+def _probes(queries: Queries) -> Sequence[tuple[str, Sequence[object]]]:
+    """The endpoints' statements, each with arguments that do nothing for nobody."""
+    return [
+        (queries.mark_read, NO_MARKS),
+        (queries.mark_unread, NO_MARKS),
+        *_reads(queries),
+        (queries.caller, ("",)),
+        (queries.place, ("", "", 0)),
+        (queries.mark_all, (*NOBODY, None, 0, None, 0, 0)),
+    ]
+
+
+def _reads(queries: Queries) -> Sequence[tuple[str, Sequence[object]]]:
+    """Those of them that a replica can do."""
+    return [
+        (queries.list_events, (*NOBODY, False, 0, 0, 0)),
+        (queries.page_events, (*NOBODY, False, None, 0, 0, 0)),
+        (queries.count_unread, (*NOBODY, 0)),
+    ]
+
+
+def _statement(connections: Connections, query: str) -> Statement:
+    """Bind a query for many callers to its connections, in the shape that group commit asks for."""
 
     async def run(
-        callers: Sequence[str], owners: Sequence[str], ids: Sequence[int], deadline: float
-    ) -> Mapping[str, str | None]:
-        rows = await database.fetch(query, callers, owners, ids, deadline=deadline)
-        return {row["user_id"]: row["organization_id"] for row in rows}
+        callers: Sequence[str], owners: Sequence[str], ids: Sequence[int], seconds: float
+    ) -> list[asyncpg.Record]:
+        numbers = ",".join(map(str, ids))
+        return await connections.fetch(query, callers, owners, numbers, seconds=seconds)
 
     return run
-
-
-def _allow_origins(
-    app: web.Application, routes: Sequence[web.AbstractRoute], origins: Sequence[str]
-) -> None:
-    """Let pages of these origins call (Fetch, section 3.2), with a token and without cookies."""
-    if not origins:
-        return
-    options = aiohttp_cors.ResourceOptions(
-        allow_headers=("Authorization", "Content-Type", "X-Request-ID"),
-        expose_headers=EXPOSED_HEADERS,
-        max_age=600,
-    )
-    cors = aiohttp_cors.setup(app, defaults=dict.fromkeys(origins, options))
-    for route in routes:
-        cors.add(route)
-
-    async def vary(_: web.Request, response: web.StreamResponse) -> None:
-        response.headers["Vary"] = "Origin"
-
-    app.on_response_prepare.append(vary)

@@ -4,6 +4,7 @@ Handlers and the parts below raise; the errors middleware answers. What is not l
 internal: 500, logged, and never described to the caller.
 """
 
+import re
 from typing import ClassVar
 
 
@@ -11,14 +12,22 @@ class ConfigError(Exception):
     """The service cannot start as configured; the text names the key."""
 
 
-class BrokenStatement(Exception):  # noqa: N818 - what it is, not what it does
+class BrokenStatement(Exception):
     """A statement that fails whoever asks: no such table or column. A fault of ours: 500."""
 
 
-class Refusal(Exception):  # noqa: N818 - a refusal is an answer, not an error of ours
-    """An answer that is not 2xx. Subclasses fix the status; the text is the caller's message."""
+class Refusal(Exception):
+    """An answer that is not 2xx. Subclasses fix the status; the text is the caller's message.
+
+    `cause` says why in a few fixed words, for the log and the metrics; never a caller's value.
+    """
 
     status: ClassVar[int]
+
+    def __init__(self, message: str, cause: str = "") -> None:
+        """Refuse; without a `cause` it is the name of the class, in words."""
+        super().__init__(message)
+        self.cause = cause or re.sub(r"\B([A-Z])", r" \1", type(self).__name__).lower()
 
     def headers(self) -> dict[str, str]:
         """Headers that this status owes its reader."""
@@ -55,6 +64,12 @@ class InvalidToken(Refusal):
         return {"WWW-Authenticate": f'Bearer error="invalid_token", error_description="{self}"'}
 
 
+class PageRefused(Refusal):
+    """A page of another origin asks to send what it may not send (Fetch, section 4.8)."""
+
+    status = 403
+
+
 class NoOrganization(Refusal):
     """The user belongs to no organization."""
 
@@ -70,6 +85,12 @@ class BodyStalled(Refusal):
         return {"Connection": "close"}
 
 
+class HungUp(Refusal):
+    """The client was gone before its request was done; nobody reads the answer, but the log."""
+
+    status = 400
+
+
 class BodyTooLarge(Refusal):
     """The body is longer than any allowed number of ids can be."""
 
@@ -80,6 +101,12 @@ class EncodedBody(Refusal):
     """The body is compressed; it is never inflated."""
 
     status = 415
+
+
+class WrongHost(Refusal):
+    """The Host header does not name this machine (RFC 9110, section 15.5.20)."""
+
+    status = 421
 
 
 class Unavailable(Refusal):

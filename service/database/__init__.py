@@ -1,0 +1,1 @@
+"""How read state is kept."""

@@ -1,0 +1,287 @@
+"""One connection of a client: what aiohttp answers by itself, in our shape; and its end."""
+
+import asyncio
+import re
+import resource
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, cast
+
+from aiohttp import StreamReader, hdrs, web
+from aiohttp.http import RawRequestMessage
+from aiohttp.http_exceptions import LineTooLong
+
+from service.observing import Observers
+from service.turns import Rotation
+from service.web.answers import error_response, last
+from service.web.cors import Cors
+from service.web.intake import PORTION, portion
+from service.web.middlewares import http_error
+from service.web.request_info import answered, info
+
+if TYPE_CHECKING:
+    from aiohttp.web_server import Server
+
+# How slowly a client may take its answers, in bytes a second
+SLOWEST = 16_384
+_ORIGIN = re.compile(rb"\r\nOrigin:[ \t]*([!-~]+)[ \t]*\r\n", re.IGNORECASE)
+
+
+# File descriptors that are left to the database, the log and the operator's port
+RESERVED = 150
+# Connections at a time; one takes some 20 KB.
+MOST = 10_000
+# Bytes of answers that clients do not take, of all connections of a port
+UNTAKEN = 64 * 2**20
+
+
+def _most() -> int:
+    """As many connections as the process may have descriptors for."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return min(max(files - RESERVED, files // 2), MOST) if files > 0 else MOST
+
+
+@dataclass
+class Terms:
+    """What holds for all connections of one port, and which of them wait for a request."""
+
+    cors: Cors
+    observers: Observers
+    max_header_size: int  # bytes of one header, and of the request line
+    write_deadline: float  # seconds for a client to take what is written; SLOWEST adds to it
+    closing: bool = False  # whether each answer is the last one on its connection
+    chunks: Rotation = field(default_factory=Rotation)  # of what comes in chunks
+    most: int = field(default_factory=_most)  # connections; beyond, the longest idle one ends
+    open: int = 0
+    idle: "dict[Connection, None]" = field(default_factory=dict)  # the longest first
+    # How much those who do not take their answers leave to us, in bytes; the longest first
+    untaken: "dict[Connection, int]" = field(default_factory=dict)
+
+    def make_room(self) -> None:
+        """Cut off who has not taken an answer for the longest, while they leave too much to us."""
+        while len(self.untaken) > 1 and sum(self.untaken.values()) > UNTAKEN:
+            next(iter(self.untaken)).cut_off()
+
+
+class Connection(web.RequestHandler):
+    """One connection of a client.
+
+    aiohttp bounds what a client may send ahead, and waits with the next request while the answers
+    to those before it are not taken. The deadline for that is ours.
+    """
+
+    def __init__(self, server: "Server", terms: Terms, **options: Any) -> None:
+        """Serve one client of `server`; aiohttp has the options."""
+        super().__init__(server, loop=asyncio.get_running_loop(), **options)
+        self._terms = terms
+        self._body: StreamReader | None = None  # of the request that is being handled
+        self._last = False  # whether the request that is being handled is the last one here
+        self._origin: str | None = None  # of a request that is not HTTP
+        self._written: asyncio.Transport | None = None  # where answers go, until it is closed
+        self._deadline: asyncio.TimerHandle | None = None
+        self._ended = False  # whether nothing is written any more
+        self._broken = False  # whether what came last is not HTTP
+        self._unparsed = bytearray()  # read, but not parsed yet
+        self._chunked = False  # whether the body that comes is in chunks
+        self._has_turn = False  # whether it waits for a turn in which to parse
+
+    def begin(self, message: RawRequestMessage, body: StreamReader) -> None:
+        """Note the request that is handled next.
+
+        The parser keeps what it read behind such a request and takes it for a part of the next one:
+        trailers for headers, or the body of a CONNECT for a request. So there is no next one.
+        """
+        self._terms.idle.pop(self, None)
+        self._body = body
+        headers = message.headers
+        self._last = (
+            message.chunked or hdrs.UPGRADE in headers or message.method == hdrs.METH_CONNECT
+        )
+
+    def log_access(
+        self,
+        request: web.BaseRequest,
+        response: web.StreamResponse,
+        time: float | None,
+    ) -> None:
+        """Tell of a request that is answered."""
+        self._terms.observers.tell(answered(request, response))
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what was read: at once, but for long reads and bodies in chunks.
+
+        The parser makes some calls for each chunk, and 256 KB may hold 40,000 of them.
+        """
+        if data and (self._chunked or self._unparsed or len(data) > PORTION):
+            self._set_aside(data)
+        elif not self._broken:
+            super().data_received(data)
+            if self._messages:
+                self._look(data)
+
+    def _set_aside(self, data: bytes) -> None:
+        """Parse a portion now, or when it is this client's turn."""
+        self._unparsed += data
+        if self._chunked:
+            self._wait_for_turn()
+        else:
+            self._parse_more()
+        if self._unparsed:
+            self._pause_transport_reading()
+
+    def _wait_for_turn(self) -> None:
+        if not self._has_turn:
+            self._has_turn = True
+            self._terms.chunks.add(self, self._take_turn)
+
+    def _take_turn(self) -> None:
+        self._has_turn = False
+        self._parse_more()
+
+    def _parse_more(self) -> None:
+        """Parse while aiohttp takes it, and until a body in chunks begins: those take turns."""
+        while self._unparsed and not (self._reading_paused or self._buffer_paused):
+            data = portion(self._unparsed)
+            super().data_received(data)
+            if self._messages:
+                self._look(data)
+            if self._chunked:
+                break
+        if self._unparsed:
+            self._pause_transport_reading()
+        if not (self._reading_paused or self._buffer_paused):
+            self._resume_transport_reading()
+
+    def _resume_transport_reading(self) -> None:
+        """Read on, once what was read is parsed."""
+        if self._unparsed:
+            self._wait_for_turn()
+        elif not self._broken:
+            super()._resume_transport_reading()
+
+    def _look(self, data: bytes) -> None:
+        """Look at the last request in `data`: is its body in chunks, and is it HTTP at all?
+
+        aiohttp queues an error for each read of what is not, with a copy of it. It queues it behind
+        the request whose body is broken, and does not tell the body: its handler would wait for the
+        deadline, and answer 408.
+        """
+        message = self._messages[-1][0]
+        if isinstance(message, RawRequestMessage):
+            self._chunked = message.chunked
+            return
+        self._broken = True
+        self._unparsed.clear()
+        self._pause_transport_reading()
+        if self._body is not None and not self._body.is_eof():
+            self._body.set_exception(web.RequestPayloadError("malformed body"))
+            self._body.feed_eof()  # or aiohttp would read the rest of it, and log the exception
+        if found := _ORIGIN.search(data):
+            self._origin = found[1].decode()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what is not HTTP, without a traceback in the log for each."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("the answer is already on its way")
+        if isinstance(exc, LineTooLong):
+            status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+            text = f"a header is too long: at most {self._terms.max_header_size} bytes"
+        elif status == HTTPStatus.BAD_REQUEST:
+            text = "malformed request"
+        else:
+            self.log_exception("internal error", exc_info=exc)
+            text = "internal server error"
+        origin = request.headers.get(hdrs.ORIGIN, self._origin)
+        headers = {"X-Request-ID": info(request).request_id, **self._terms.cors.headers(origin)}
+        response = error_response(status, text, headers)
+        response.force_close()
+        return response
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Shape what was refused before the middlewares, an Expect that we cannot meet; and write.
+
+        Of the last request of a connection the answer says so.
+        """
+        self._body = None  # nobody waits for it any more
+        if isinstance(resp, web.HTTPException):
+            resp = http_error(resp)
+        if self._last or self._terms.closing:
+            resp = last(resp)
+        finished = await super().finish_response(request, resp, start_time)
+        if self._written is not None:
+            self._terms.idle[self] = None
+        return finished
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Remember the transport, which aiohttp forgets before all is written.
+
+        A process without descriptors would refuse everybody: so who connects and asks nothing, for
+        longer than all others, makes room.
+        """
+        self._written = cast("asyncio.Transport", transport)  # as aiohttp does
+        terms = self._terms
+        terms.open += 1
+        if terms.open > terms.most and terms.idle:
+            longest = next(iter(terms.idle))
+            del terms.idle[longest]
+            longest.force_close()
+        terms.idle[self] = None
+        super().connection_made(transport)
+
+    def pause_writing(self) -> None:
+        """Begin to wait for the client: it takes less than we write."""
+        super().pause_writing()
+        self._set_deadline()
+        if self._written is not None:
+            self._terms.untaken[self] = self._written.get_write_buffer_size()
+            self._terms.make_room()
+
+    def resume_writing(self) -> None:
+        """End the wait, unless there will be no other."""
+        super().resume_writing()
+        self._terms.untaken.pop(self, None)
+        if not self._ended:
+            self._drop_deadline()
+
+    async def start(self) -> None:
+        """Serve the client until its last request; what is written then has a deadline, too."""
+        try:
+            await super().start()
+        finally:
+            self._ended = True
+            self._set_deadline()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """End every wait."""
+        self._terms.open -= 1
+        self._terms.idle.pop(self, None)
+        self._terms.untaken.pop(self, None)
+        self._written = None
+        self._unparsed.clear()
+        self._drop_deadline()
+        super().connection_lost(exc)
+
+    def cut_off(self) -> None:
+        """End the connection, whatever is still to be written."""
+        self._terms.untaken.pop(self, None)
+        if self._written is not None:
+            self._written.abort()
+
+    def _set_deadline(self) -> None:
+        self._drop_deadline()
+        if (transport := self._written) is not None:
+            seconds = self._terms.write_deadline + transport.get_write_buffer_size() / SLOWEST
+            self._deadline = asyncio.get_running_loop().call_later(seconds, transport.abort)
+
+    def _drop_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None

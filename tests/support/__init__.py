@@ -1,0 +1,1 @@
+"""Tests; see ../__init__.py."""
