@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench import plot, postgres, report
 from bench.load import need_wrk
-from bench.phases import QUICK, Bench, Results, Scale
+from bench.phases import CORES, QUICK, Bench, Results, Scale
 from bench.report import Bar
 from bench.servers import Starter
 
@@ -26,9 +26,16 @@ PHASES: dict[str, tuple[str, str, Callable[[Results], Iterator[Bar]]]] = {
         "connections",
         report.contender_bars,
     ),
+    "workers": ("Group commit, by workers", "connections", _no_bars),
     "tokens": ("Tokens, one worker", "connections", _no_bars),
     "in_flight": ("Statements in flight, one worker", "connections", _no_bars),
     "growth": ("Growth, one worker", "events and read rows", report.growth_bars),
+    "neighbours": (
+        "A victim's marks, by what others do, one worker",
+        "connections",
+        report.neighbour_bars,
+    ),
+    "bell": ("The bell, one worker", "events, or connections", report.bell_bars),
     "ids": ("Ids in a request, one worker, 8 connections", "ids", _no_bars),
 }
 
@@ -37,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
     """Run the phases that are asked for."""
     arguments = _parse(argv)
     scale: Scale = QUICK if arguments.quick else Scale()
-    for name in ("seconds", "rounds", "in_flight"):
+    for name in ("seconds", "rounds", "in_flight", "workers"):
         if value := getattr(arguments, name):
             scale = replace(scale, **{name: value})
     need_wrk()
@@ -58,7 +65,10 @@ def main(argv: Sequence[str]) -> None:
                 title, varies, decides = PHASES[phase]
                 measured.append(results)
                 bars += decides(results)
-                sections.append(f"## {title}\n\n{report.table(results, varies)}")
+                table = report.bell_table if phase == "bell" else report.table
+                if phase == "workers" and max(scale.workers) > CORES:
+                    title += f" (this machine has {CORES} cores: not measured with more)"
+                sections.append(f"## {title}\n\n{table(results, varies)}")
                 if phase == "contenders":
                     sections.insert(0, report.budget(results))
                     drawing = plot.svg(results)
@@ -84,7 +94,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seconds", type=int, help="of each run")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--in-flight", type=_numbers, metavar="N,N", help="statements in flight")
-    parser.add_argument("--only", nargs="+", choices=PHASES, default=list(PHASES), metavar="PHASE")
+    parser.add_argument("--workers", type=_numbers, metavar="N,N", help="numbers of workers")
+    usual = [
+        phase for phase in PHASES if phase != "workers"
+    ]  # for who asks: make bench WORKERS=...
+    parser.add_argument("--only", nargs="+", choices=PHASES, default=usual, metavar="PHASE")
     parser.add_argument("--output", type=Path, default=postgres.HERE, help="folder of the results")
     return parser.parse_args(argv)
 

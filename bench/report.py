@@ -4,13 +4,16 @@ import math
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 
 import psutil
 
+from bench import bell
+from bench.attacks import ATTACKS
 from bench.load import Sample
 from bench.phases import (
     AIOHTTP,
@@ -21,6 +24,8 @@ from bench.phases import (
     IDLE,
     MARKS,
     PGBENCH,
+    QUIET,
+    VICTIM,
     Results,
     contender,
 )
@@ -118,6 +123,59 @@ def growth_bars(results: Results) -> Iterator[Bar]:
     yield _at_most(
         1.2, f"p99 of the badge, {span}", results[BADGES, many].p99 / results[BADGES, few].p99
     )
+
+
+def neighbour_bars(results: Results) -> Iterator[Bar]:
+    """The bars that the attacks decide."""
+    quiet = results[QUIET, VICTIM].rate
+    for attack in ATTACKS:
+        ratio = results[attack.name, VICTIM].rate / quiet
+        limit = 0.5 if attack.locks else 0.25
+        yield _at_least(limit, f"requests/s of a victim, {attack.name} / {QUIET}", ratio)
+
+
+def bell_bars(results: Results) -> Iterator[Bar]:
+    """The bars that the bell decides; each the worst of its cases."""
+    large = max(number for name, number in results if name.startswith("count"))
+
+    def worst(over: Callable[[str, str, str], float]) -> float:
+        # A page of the unread that finds none has looked at all that it may; see the table.
+        calls = ("count", "first page")
+        return max(over(*which) for which in product(calls, bell.ROLES, bell.READ))
+
+    def p50(events: int, call: str, role: str, read: str) -> float:
+        return results[bell.case(call, role, read, "a year"), events].p50
+
+    by_size = worst(lambda *which: p50(large, *which) / p50(bell.MIDDLE, *which))
+    yield _at_most(1.5, f"p50 of a count or page, {large:,} / {bell.MIDDLE:,} events", by_size)
+    by_read = worst(
+        lambda call, role, _: p50(large, call, role, "all") / p50(large, call, role, "nothing")
+    )
+    yield _at_most(2, "p50 of a count or page, all / nothing read", by_read)
+    rate = {name: sample.rate for (name, _), sample in results.items()}
+    badge = rate[bell.BADGE] / rate[bell.BADGE_BEFORE]
+    yield _at_least(1, f"requests/s, {bell.BADGE} / {bell.BADGE_BEFORE}", badge)
+    cost = rate[bell.LIST_BEFORE] / rate[bell.LIST]
+    yield _at_most(1.1, f"cost, {bell.LIST} / {bell.LIST_BEFORE}", cost)
+    yield _at_least(1, f"events/s, {bell.ALL} / {bell.IDS}", rate[bell.ALL] / rate[bell.IDS])
+    ratio = rate[bell.BESIDE] / rate[bell.ALONE]
+    yield _at_least(0.8, f"requests/s, {bell.BESIDE} / {bell.ALONE}", ratio)
+
+
+def bell_table(results: Results, varies: str) -> str:
+    """What one caller waits for, by events and window; then what was measured under load."""
+    sizes = sorted({number for name, number in results if name.startswith("count")})
+    columns = [(events, window) for events in sizes for window in bell.WINDOWS]
+    heads = [f"{events:,} in a year, {window}" for events, window in columns]
+    lines = ["| p50 ms of | " + " | ".join(heads) + " |", "|---" + "|--:" * len(heads) + "|"]
+    asked = set()
+    for call, role, read in product(bell.CALLS, bell.ROLES, bell.READ):
+        keys = [(bell.case(call, role, read, window), events) for events, window in columns]
+        cells = [f"{results[key].p50:.2f}" for key in keys]
+        lines.append(f"| {call}, {bell.ROLES[role]}, {read} read | " + " | ".join(cells) + " |")
+        asked.update(keys)
+    load = {key: sample for key, sample in results.items() if key not in asked}
+    return "\n".join(lines) + "\n\n" + table(load, varies)
 
 
 def others(all_results: Sequence[Results]) -> str:

@@ -17,9 +17,9 @@ import psutil
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from bench.postgres import ROOT, Postgres, Size, cpu_seconds
+from bench.postgres import ROOT, Databases, Size, cpu_seconds
 
-SECRET = "a secret of the bench, 32 bytes and more"  # noqa: S105 - good for one run
+SECRET = "a secret of the bench, 32 bytes and more"
 PATIENCE = 30.0  # seconds for a start or a stop
 
 
@@ -45,9 +45,9 @@ class Server:
 class Starter:
     """Starts contenders, all on one PostgreSQL and with one key pair."""
 
-    def __init__(self, postgres: Postgres, folder: Path) -> None:
+    def __init__(self, databases: Databases, folder: Path) -> None:
         """Keep keys and logs in `folder`."""
-        self._postgres = postgres
+        self._databases = databases
         self._folder = folder
         self.rsa_key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         self._public_key = folder / "public.pem"
@@ -64,8 +64,12 @@ class Starter:
         workers: int = 1,
         algorithm: str = "HS256",
         settings: Mapping[str, object] = MappingProxyType({}),
+        program: Sequence[str] = ("service", "serve"),
     ) -> Iterator[Server]:
-        """Run the service; `settings` are its keys in lower case, such as commit_in_flight."""
+        """Run the service; `settings` are its keys in lower case, such as commit_in_flight.
+
+        `program` is what runs: a module and its arguments.
+        """
         key = {"auth_secret": SECRET}
         if algorithm != "HS256":
             key = {"auth_public_key_file": str(self._public_key)}
@@ -75,12 +79,12 @@ class Starter:
             "server_port": port,
             "admin_port": admin,
             "server_workers": workers,
-            "database_url": self._postgres.url(size),
+            "database_url": self._databases.url(size),
             "auth_algorithms": algorithm,
             **key,
         }
         environ = {f"SYSTEMEVENT_{name.upper()}": str(value) for name, value in settings.items()}
-        command = [sys.executable, "-m", "service", "serve"]
+        command = [sys.executable, "-m", *program]
         with self._run(command, environ, port, f"http://127.0.0.1:{admin}/ready", size) as server:
             yield server
 
@@ -88,7 +92,7 @@ class Starter:
     def fastapi(self, size: Size, workers: int = 1) -> Iterator[Server]:
         """Run the FastAPI app on uvicorn, with its defaults for speed: uvloop and httptools."""
         port = _free_port()
-        environ = {"DATABASE_URL": self._postgres.url(size), "SECRET": SECRET}
+        environ = {"DATABASE_URL": self._databases.url(size), "SECRET": SECRET}
         command = [sys.executable, "-m", "uvicorn", "bench.fastapi_app:app", "--port", str(port)]
         command += ["--workers", str(workers), "--loop", "uvloop", "--http", "httptools"]
         ready = f"http://127.0.0.1:{port}/openapi.json"
