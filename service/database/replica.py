@@ -180,10 +180,13 @@ class Replica:
         """Say why it cannot be used; None where it can."""
         try:
             rows = await self._asking.fetch(self._queries.replayed, seconds=PROBE_TIMEOUT)
-            self._complete = max(self._complete, self._time_of(rows))
+            complete = self._time_of(rows)
+            self._complete = max(self._complete, complete)
             # Once it is left, it has to catch up further, or it would come and go.
             if self.lag > self._most / (1 if self.is_used else 2):
                 return f"{self.lag:.0f} s behind"
+            if complete == -math.inf and not self.is_used:
+                return self.problem  # it lacks the first that we know of; soon it will not
             for query, nothing in self._probes if not self.is_used else ():
                 await self._asking.fetch(query, *nothing, seconds=PROBE_TIMEOUT)
         except Exception as error:  # noqa: BLE001 - whatever it is, the primary is there
@@ -194,6 +197,6 @@ class Replica:
         """Use it or leave it, and tell that where it is new."""
         if problem is None and not self.is_used:
             self._observers.tell(ReplicaUsed(self._hosts))
-        elif problem is not None and self.problem in (None, NOT_ASKED):
+        elif problem not in (None, NOT_ASKED) and self.problem in (None, NOT_ASKED):
             self._observers.tell(ReplicaLeft(self._hosts, problem))
         self.problem = problem

@@ -108,6 +108,28 @@ async def test_nobody_reads_there_before_it_was_looked_at(
     assert told == [ReplicaRead("left"), ReplicaUsed("h:5432"), ReplicaRead("answered")]
 
 
+async def test_nobody_reads_there_before_it_has_what_is_known_of_the_primary(
+    replica: Replica, servers: Servers, told: list[Any]
+) -> None:
+    """At the start that may take some ms, which is nobody's news; later it is."""
+    servers.replayed = 99
+    await look(replica)
+    assert not replica.is_used
+    servers.replayed = 100
+    await look(replica)
+    assert told == [ReplicaUsed("h:5432")]
+
+
+async def test_one_that_never_catches_up_is_told(
+    replica: Replica, servers: Servers, told: list[Any]
+) -> None:
+    servers.replayed = 99
+    await look(replica)
+    servers.at, servers.position = 1060.0, 200
+    await look(replica)
+    assert told == [ReplicaLeft("h:5432", "60 s behind")]
+
+
 @pytest.mark.parametrize("step", [-0.5, -1.5, -3600])
 async def test_the_primary_set_its_clock_back(
     replica: Replica, servers: Servers, step: float
