@@ -82,6 +82,8 @@ async def parse_ids(body: bytes, max_ids: int, pause: Callable[[], Awaitable[Non
         plain = None
     if plain is not None and len(plain.ids) <= max_ids:
         check_utf8(body)
+        if not plain.ids and 0 < plain.id <= MAX_INTEGER:
+            return [plain.id]
         wanted = [plain.id, *plain.ids]
         ids = list(dict.fromkeys([id_ for id_ in wanted if 0 < id_ <= MAX_INTEGER]))
         if len(ids) > max_ids:

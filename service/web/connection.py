@@ -152,6 +152,11 @@ class Connection(web.RequestHandler):
         if not (self._reading_paused or self._buffer_paused):
             self._resume_transport_reading()
 
+    def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - aiohttp's
+        """Read on. aiohttp asks for that twice a request, though short bodies pause nothing."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
+
     def _resume_transport_reading(self) -> None:
         """Read on, once what was read is parsed."""
         if self._unparsed:
