@@ -75,7 +75,7 @@ def create_app(
     queries, limits = load_queries(), config.limits
     connector = Connector(config.database)
     pools = Pools(config, queries, connector, Outage(connector.hosts, observers))
-    source = keys or _keys(config, observers)
+    source = _keys(config, observers, keys)
     tokens = Tokens(config.auth, source)
     source.on_change = tokens.forget
     health = Health(queries, _probes(queries), pools.probe, source, give_up)
@@ -189,7 +189,7 @@ async def try_out(config: Config, keys: FixedKeys | None) -> None:
     queries, observers = load_queries(), Observers()
     connector = Connector(config.database)
     pools = Pools(config, queries, connector, Outage(connector.hosts, observers))
-    source = keys or _keys(config, observers)
+    source = _keys(config, observers, keys)
     health = Health(queries, _probes(queries), pools.probe, source, lambda _: None)
     loop = asyncio.get_running_loop()
     end = loop.time() + PATIENCE
@@ -214,10 +214,12 @@ def _replica(
     return replica
 
 
-def _keys(config: Config, observers: Observers) -> Jwks | FixedKeys:
+def _keys(config: Config, observers: Observers, known: FixedKeys | None) -> Jwks | FixedKeys:
     auth = config.auth
     if not auth.jwks_url:
-        return load_key(auth)
+        known = known or load_key(auth)
+        known.observers = observers
+        return known
     return Jwks(auth.jwks_url, auth.algorithms, max_age=auth.jwks_max_age, observers=observers)
 
 

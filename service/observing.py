@@ -64,6 +64,19 @@ class ReplicaRead(Struct, frozen=True, gc=False):
     outcome: str
 
 
+class KeyFileRead(Struct, frozen=True):
+    """A file of keys has changed, and was read again."""
+
+    name: str  # of the setting that names it
+    keys: int
+
+
+class KeyFileFailed(Struct, frozen=True):
+    """It has changed and cannot be used, or cannot be read; told once for each reason."""
+
+    reason: str
+
+
 class KeySetFetched(Struct, frozen=True):
     """A fetch of the key set yielded the keys that verify tokens."""
 

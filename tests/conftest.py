@@ -169,6 +169,26 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
+@contextlib.contextmanager
+def serving_postgres(*commands: str, name: str = "postgres", **settings: str) -> Iterator[Cluster]:
+    """A PostgreSQL of one's own that the service can use: its role; its schema in database `name`.
+
+    `commands` run there in the end.
+    """
+    cluster = Cluster(BIN, **settings)
+    try:
+        cluster.start()
+        psql(cluster.url(), f"create role {ROLE} login")
+        if name != "postgres":
+            psql(cluster.url(), f"create database {name}")
+        prepare(cluster.url(name))
+        if commands:
+            psql(cluster.url(name), *commands)
+        yield cluster
+    finally:
+        cluster.remove()
+
+
 @pytest.fixture
 def own(own_cluster: Cluster) -> Iterator[Cluster]:
     """The PostgreSQL that a module has for itself, running and awake again after the test."""

@@ -2,9 +2,8 @@
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,8 +14,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from service import config
 from service.errors import ConfigError
-
-log = logging.getLogger(__name__)
+from service.observing import KeyFileFailed, KeyFileRead, Observers
 
 INTERVAL = 1.0  # seconds between two looks at a file of keys
 MAX_CANDIDATES = 8  # keys that are tried for one token; each costs up to 0.3 ms
@@ -65,6 +63,7 @@ class FixedKeys:
     content: bytes  # of the file
     on_change: Callable[[], None] = lambda: None  # called when a key is no longer valid
     ready: bool = True
+    observers: Observers = field(default_factory=Observers)
 
     async def find(self, kid: str | None, algorithm: str) -> Sequence[Key]:
         """Return the keys that fit."""
@@ -99,12 +98,12 @@ class FixedKeys:
             except Exception as error:  # noqa: BLE001 - whatever a file does, the next may be good
                 reason = str(error) if isinstance(error, ConfigError) else type(error).__name__
                 if reason != told:
-                    log.error("%s; the keys before stay in force", reason)
+                    self.observers.tell(KeyFileFailed(reason))
                 told = reason
 
     def _take(self, keys: Sequence[Key], content: bytes) -> None:
         before, self.keys, self.content = self.keys, keys, content
-        log.info("auth.%s: %d keys", _file(self.auth), len(keys))
+        self.observers.tell(KeyFileRead(f"auth.{_file(self.auth)}", len(keys)))
         if any(key not in keys for key in before):
             self.on_change()
 

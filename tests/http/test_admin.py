@@ -13,7 +13,7 @@ from aiohttp.test_utils import TestClient
 
 from service.database.migrations import VIEWS, migrate, undo
 from service.errors import ConfigError
-from tests.conftest import ROLE, Database, Service, Start, bearer, prepare, psql
+from tests.conftest import ROLE, Database, Service, Start, bearer, serving_postgres
 from tests.support.cluster import POOLED, Cluster
 from tests.support.process import PATIENCE
 
@@ -39,12 +39,8 @@ def not_ready(reason: str) -> tuple[int, dict[str, str]]:
 @pytest.fixture(scope="module")
 def own_cluster() -> Iterator[Cluster]:
     """A PostgreSQL that tests here may stop and freeze."""
-    cluster = Cluster()
-    cluster.start()
-    psql(cluster.url(), f"create role {ROLE} login", "create database events")
-    prepare(cluster.url("events"))
-    yield cluster
-    cluster.remove()
+    with serving_postgres(name="events") as cluster:
+        yield cluster
 
 
 async def test_ready(client: Client) -> None:

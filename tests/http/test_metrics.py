@@ -15,7 +15,7 @@ from aiohttp.test_utils import TestClient
 from service import __version__
 from service.admin.families import SECONDS
 from service.database.group_commit import LARGE_IN_FLIGHT
-from tests.conftest import ROLE, Database, Service, Start, bearer, prepare, psql
+from tests.conftest import ROLE, Database, Service, Start, bearer, serving_postgres
 from tests.support.cluster import POOLED, Cluster
 from tests.support.metrics import Scrape, scrape
 from tests.support.process import PATIENCE
@@ -276,12 +276,8 @@ async def test_the_key_set(start: Start) -> None:
 @pytest.fixture(scope="module")
 def own_cluster() -> Iterator[Cluster]:
     """A PostgreSQL that tests here may freeze."""
-    cluster = Cluster()
-    cluster.start()
-    psql(cluster.url(), f"create role {ROLE} login", "create database events")
-    prepare(cluster.url("events"))
-    yield cluster
-    cluster.remove()
+    with serving_postgres(name="events") as cluster:
+        yield cluster
 
 
 async def test_a_server_that_is_frozen(

@@ -24,7 +24,7 @@ import pytest
 
 from service.database.migrations import VIEWS
 from service.database.queries import migration_names
-from tests.conftest import ROLE, SECRET, prepare, psql
+from tests.conftest import ROLE, SECRET, psql, serving_postgres
 from tests.support.cluster import Cluster, free_port, standby_of
 from tests.support.load import EVENTS, NO_ANSWER, Load, marking
 from tests.support.process import Process, run
@@ -86,13 +86,8 @@ def table(request: pytest.FixtureRequest) -> Iterator[Callable[[str, Load, float
 
 @pytest.fixture(scope="module")
 def own_cluster() -> Iterator[Cluster]:
-    cluster = Cluster(max_wal_senders="4")
-    cluster.start()
-    psql(cluster.url(), f"create role {ROLE} login")
-    prepare(cluster.url())
-    psql(cluster.url(), EVENTS, "vacuum analyze")
-    yield cluster
-    cluster.remove()
+    with serving_postgres(EVENTS, "vacuum analyze", max_wal_senders="4") as cluster:
+        yield cluster
 
 
 @pytest.fixture

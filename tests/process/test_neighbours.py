@@ -20,7 +20,7 @@ import aiohttp
 import asyncpg
 import pytest
 
-from tests.conftest import ROLE, SECRET, bearer, prepare, psql
+from tests.conftest import ROLE, SECRET, bearer, serving_postgres
 from tests.support.cluster import Cluster
 from tests.support.process import run
 
@@ -57,13 +57,8 @@ MOST = CONNECTIONS + 5
 
 @pytest.fixture(scope="module")
 def own_cluster() -> Iterator[Cluster]:
-    cluster = Cluster()
-    cluster.start()
-    psql(cluster.url(), f"create role {ROLE} login")
-    prepare(cluster.url())
-    psql(cluster.url(), CROWD, "vacuum analyze")
-    yield cluster
-    cluster.remove()
+    with serving_postgres(CROWD, "vacuum analyze") as cluster:
+        yield cluster
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.conftest import ROLE, ROOT, SECRET, prepare, psql
+from tests.conftest import ROLE, ROOT, SECRET, psql, serving_postgres
 from tests.support.cluster import Cluster, free_port
 from tests.support.load import EVENTS, Load, marking
 from tests.support.process import Process, run
@@ -28,13 +28,8 @@ PATH = "/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin"
 
 @pytest.fixture(scope="module")
 def own_cluster() -> Iterator[Cluster]:
-    cluster = Cluster()
-    cluster.start()
-    psql(cluster.url(), f"create role {ROLE} login")
-    prepare(cluster.url())
-    psql(cluster.url(), EVENTS, "vacuum analyze")
-    yield cluster
-    cluster.remove()
+    with serving_postgres(EVENTS, "vacuum analyze") as cluster:
+        yield cluster
 
 
 class Instance:

@@ -15,7 +15,7 @@ import asyncpg
 import pytest
 
 from service.__main__ import main
-from tests.conftest import ROLE, ROOT, SECRET, Database, bearer, prepare, psql
+from tests.conftest import ROLE, ROOT, SECRET, Database, bearer, psql, serving_postgres
 from tests.support.cluster import Cluster
 from tests.support.process import run
 
@@ -141,13 +141,8 @@ LOCK = """
 
 @pytest.fixture(scope="module")
 def own_cluster() -> Iterator[Cluster]:
-    cluster = Cluster()
-    cluster.start()
-    psql(cluster.url(), f"create role {ROLE} login")
-    prepare(cluster.url())
-    psql(cluster.url(), CROWD)
-    yield cluster
-    cluster.remove()
+    with serving_postgres(CROWD) as cluster:
+        yield cluster
 
 
 @pytest.fixture

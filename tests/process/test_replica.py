@@ -18,7 +18,7 @@ from aiohttp.test_utils import TestClient
 from service.database import replica as replica_module
 from service.database.queries import load_queries
 from service.web.marked import HEADER
-from tests.conftest import ROLE, ROOT, SECRET, Service, bearer, prepare, psql
+from tests.conftest import ROLE, ROOT, SECRET, Service, bearer, psql, serving_postgres
 from tests.support.cluster import Cluster, replica_of
 from tests.support.metrics import scrape
 from tests.support.process import Process, run
@@ -31,12 +31,8 @@ Owner: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 @pytest.fixture(scope="module")
 def primary() -> Iterator[Cluster]:
     """A PostgreSQL with the service's schema in its database postgres."""
-    server = Cluster(max_wal_senders="4")
-    server.start()
-    psql(server.url(), f"create role {ROLE} login")
-    prepare(server.url())
-    yield server
-    server.remove()
+    with serving_postgres(max_wal_senders="4") as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

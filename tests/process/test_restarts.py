@@ -16,7 +16,7 @@ import asyncpg
 import pytest
 from yarl import URL
 
-from tests.conftest import ROLE, ROOT, SECRET, bearer, prepare, psql
+from tests.conftest import ROLE, ROOT, SECRET, bearer, psql, serving_postgres
 from tests.support.cluster import Cluster
 from tests.support.process import Process, run
 
@@ -28,15 +28,11 @@ both = pytest.mark.parametrize("workers", ["1", "2"])
 @pytest.fixture(scope="module")
 def own_cluster() -> Iterator[Cluster]:
     """A PostgreSQL where the service's role needs a password."""
-    cluster = Cluster()
-    cluster.start()
-    psql(cluster.url(), f"create role {ROLE} login password 'right'", "create database events")
-    prepare(cluster.url("events"))
-    access = cluster.data / "pg_hba.conf"
-    access.write_text(f"host all {ROLE} all scram-sha-256\n" + access.read_text())
-    psql(cluster.url(), "select pg_reload_conf()")
-    yield cluster
-    cluster.remove()
+    with serving_postgres(f"alter role {ROLE} password 'right'", name="events") as cluster:
+        access = cluster.data / "pg_hba.conf"
+        access.write_text(f"host all {ROLE} all scram-sha-256\n" + access.read_text())
+        psql(cluster.url(), "select pg_reload_conf()")
+        yield cluster
 
 
 @pytest.fixture

@@ -7,6 +7,8 @@ from service.observing import (
     DatabaseAway,
     DatabaseBack,
     DatabaseLost,
+    KeyFileFailed,
+    KeyFileRead,
     KeySetEnded,
     KeySetFailed,
     KeySetFetched,
@@ -33,6 +35,12 @@ def test_each_listener_hears_what_it_listens_to() -> None:
         (DatabaseLost("db:5432", "refused"), "WARNING", "database lost: db:5432: refused"),
         (DatabaseAway(61.7, "refused"), "WARNING", "database away for 62 s: refused"),
         (DatabaseBack(73.21), "INFO", "database back after 73.2 s"),
+        (KeyFileRead("auth.secret_file", 2), "INFO", "auth.secret_file: 2 keys"),
+        (
+            KeyFileFailed("auth.secret_file: too short"),
+            "ERROR",
+            "auth.secret_file: too short; the keys before stay in force",
+        ),
         (KeySetFetched(2, changed=True), "INFO", "auth.jwks_url: 2 keys"),
         (
             KeySetFailed("keys:443", "too large"),
