@@ -18,7 +18,7 @@ from service.web.request_info import info
 # the same caller need not wait long; what is read already is only looked at, and locks nothing.
 CHUNK = 2_000  # events that it marks, at most
 SCAN = 20_000  # events that it looks at, at most
-GIVE_WAY = 3  # chunks, as long as the last one, that it pauses for while marks wait
+GIVE_WAY = 4  # chunks, as long as the last one, that it pauses for while marks wait
 MARGIN = 2  # chunks, as long as the last one, for which there must be time before the next begins
 MORE = "there was no time for all of it; what is done stays, try again to go on"
 
