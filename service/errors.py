@@ -35,7 +35,7 @@ class Refusal(Exception):
 
 
 class InvalidBody(Refusal):
-    """The body is missing, malformed, or holds no valid id."""
+    """The body is missing or malformed, holds no valid id, or has a field that cannot be used."""
 
     status = 400
 

@@ -158,7 +158,7 @@ def safe(text: str, keep: str = "") -> str:
 
 
 def _text(line: msgspec.Struct) -> str:
-    """A line for people: time, level, message, then name=value, each as in JSON where it must."""
+    """A line for people: time, level, message, then name=value; quoted as in JSON where needed."""
     fields = {k: v for k, v in msgspec.structs.asdict(line).items() if v is not None}
     words = [fields.pop("time"), fields.pop("level")]
     if message := fields.pop("message", ""):

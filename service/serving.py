@@ -23,7 +23,7 @@ from service.listening import Ports
 
 log = logging.getLogger("systemevent-read")
 
-# Who has connected just before the listener closes has so long to send a request, in seconds.
+# Seconds in which a client that connected just before the listener closed may send a request.
 LAST_GRACE = 1.0
 INSTANCES = 8  # that count at the same time in one process, since each reload begins another
 
@@ -98,7 +98,7 @@ class Instance:
     async def stop(self, hurry: asyncio.Event) -> None:
         """End, with nobody after us: /ready says so, and callers are let in until balancers know.
 
-        Once `hurry` is set, nobody is waited for but who waits for an answer.
+        Once `hurry` is set, only requests that are under way are waited for.
         """
         self._health.shutting_down = True
         self.say_close()

@@ -1,4 +1,4 @@
-"""Standard error, written without ever waiting for who reads it: what does not fit is counted."""
+"""Standard error, written without ever waiting for its reader: what does not fit is counted."""
 
 import asyncio
 import errno
@@ -36,7 +36,7 @@ class Sink:
     def write(self, lines: bytes) -> None:
         """Write lines, each with its end; they are kept or dropped where there is no room."""
         with self._lock:
-            # Once a line is dropped all are, until the count stands where they are missing.
+            # Once a line is dropped all are, until their count is written where they are missing.
             is_full = len(self._kept) + len(lines) > MAX_KEPT or self._told < self.dropped
             if self._kept and is_full:
                 self.dropped += lines.count(b"\n")

@@ -1,4 +1,4 @@
-"""Turns: nobody takes what all share, be it places under way or the time of the loop."""
+"""Turns: no caller can take all of what callers share: places, or the time of the loop."""
 
 import asyncio
 import contextlib
@@ -9,7 +9,7 @@ from service.errors import Unavailable
 
 
 class Turns:
-    """Counts what each caller has under way; who has enough waits in a line of their own."""
+    """Counts what each caller has under way; one who has enough waits, and holds up nobody else."""
 
     def __init__(self, each: int) -> None:
         """Let each caller have up to `each` things under way."""

@@ -36,7 +36,7 @@ BOOT_ERROR = 3  # gunicorn's code for: end all of it
 # A worker that has lived for less, in seconds, is replaced only after a pause, which doubles.
 SHORT_LIFE = 10.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0
-LAST_WORDS = 10  # looks, 0.05 s apart, of a worker that is told to end: do all of them end?
+LAST_WORDS = 10  # times, 0.05 s apart, that a worker told to end looks whether all of them end
 # Flags that the master and all workers see: all of it ends; a worker has once been ready; and for
 # each worker, in a place of its own, whether it has been.
 STOPPING, WORKED, FIRST_PLACE = 0, 1, 2
@@ -259,7 +259,7 @@ class Workers(BaseApplication):
             "worker_class": _Worker,
             "worker_tmp_dir": self._heartbeats,
             "logger_class": _Logger,
-            # aiohttp waits for handlers twice, see create_runner()
+            # aiohttp waits for handlers twice, each time as long as create_runner() lets it
             "graceful_timeout": int(server.drain + 2 * limits.deadline) + 10,
             "timeout": 30,
             "control_socket_disable": True,

@@ -13,7 +13,7 @@ import msgspec
 
 PLACES = 256  # 64 workers, and those before them that still finish their requests, three times over
 VALUES, NAMES = 2048, 49_152  # numbers, and bytes that say what they are, of one place
-MARKED = 2**18  # places for when callers have marked, some four for each that may in a few seconds
+MARKED = 2**18  # moments at which callers have marked, see web/marked.py; 2 MB where all are used
 WIDEST = 32  # numbers of one series
 # The first numbers of a place are its own.
 _STATE, _END, _NAMED, _NOWHERE = range(4)
@@ -95,7 +95,7 @@ class Board:
         self.marked = memoryview(mmap.mmap(-1, MARKED * 8)).cast("d")  # see web/marked.py
 
     def take(self) -> Place:
-        """Give the next worker a place; the last one is shared, should there be none left."""
+        """Give the next worker a place; the last one is shared where there is none left."""
         place = next((it for it in self._places if it not in self._taken), self._places[-1])
         self._taken.add(place)
         place.numbers[_STATE] = _GONE  # until it begins

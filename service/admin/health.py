@@ -20,7 +20,7 @@ from service.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-LONGEST_PAUSE = 5.0
+LONGEST_PAUSE = 5.0  # seconds between two attempts of a start
 
 
 class Health:

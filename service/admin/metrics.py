@@ -33,7 +33,7 @@ SUM = len(SECONDS) + 1  # where a histogram of seconds has its sum
 
 @dataclass
 class _Look:
-    """A number that nobody tells."""
+    """A number that is not told, and has to be looked up."""
 
     index: int  # where it is written
     read: Callable[[], float]

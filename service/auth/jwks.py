@@ -46,7 +46,7 @@ class Jwks:
     max_age: float = 3600.0  # seconds
     refresh: float = 300.0  # seconds between fetches
     cooldown: float = 2.0  # seconds after a fetch in which unknown keys cause no further one
-    fetch_timeout: float = 5.0
+    fetch_timeout: float = 5.0  # seconds
     max_bytes: int = 256 * 1024
     _keys: list[tuple[str | None, Key]] = field(default_factory=list)
     _fetch: asyncio.Task[None] | None = None
@@ -77,6 +77,9 @@ class Jwks:
         """Return the keys of that id, or all where a token names none, that fit its `alg`.
 
         Providers give several keys one id: one for each algorithm, or one for encryption.
+
+        Raises:
+            Unavailable: there is no key set, or none that a fetch has confirmed for so long.
         """
         found = self._known(kid, algorithm)
         if not found:

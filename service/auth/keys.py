@@ -70,8 +70,8 @@ class FixedKeys:
         return [key for key in self.keys if algorithm in key.algorithms]
 
     def look(self) -> None:
-        """Take what is in the file now, if it can be used: for who starts those that follow it."""
-        with contextlib.suppress(Exception):  # they say what is wrong with it
+        """Take what is in the file now, if it can be used: for a master of workers."""
+        with contextlib.suppress(Exception):  # the workers say what is wrong with the file
             if (content := _read(self.auth)) != self.content:
                 self.keys, self.content = _parse(self.auth, content), content
 

@@ -50,9 +50,10 @@ def _read(url: str) -> dict[str, str]:
     given = {option.keyword.decode(): option.val.decode() for option in parsed if option.val}
 
     def stop_at(key: str, **instead: str) -> tuple[dict[str, str], str]:
-        """All options but this one, and the first host, since its check is what libpq fails at.
+        """All options but `key`, and the first host, as libpq knows them when it refuses `key`.
 
-        It comes after most checks, and before anything is connected.
+        Its value is one that no option has. libpq looks at it after most others, and before it
+        connects to anything.
         """
         conninfo = make_conninfo("", **{**given, **instead, key: STOP})
         connection = pq.PGconn.connect_start(conninfo.encode())

@@ -48,8 +48,8 @@ def with_secret(config: Config) -> Config:
 def database(config: Config) -> Iterator[Callable[[Config], Config]]:
     """Run a PostgreSQL in database.data_dir, migrated and with demo data, while the context lasts.
 
-    Yields what fills a configuration in: its URL, and a secret where none is configured. It raises
-    ConfigError where the configuration has a URL.
+    Yields what fills in a configuration: with the server's URL, and the secret in that folder. It
+    raises ConfigError for a configuration that demo mode refuses.
 
     Raises:
         ConfigError: it cannot be started; the text says what to do.

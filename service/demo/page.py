@@ -64,7 +64,8 @@ def _file(path: Path, content_type: str) -> Handler:
 def _only_here(handler: Handler) -> Handler:
     """Answer a browser only where it was sent to this machine by name.
 
-    Else a page elsewhere, whose name its owner lets lead to 127.0.0.1, could read the tokens.
+    Otherwise another site could give its own name the address 127.0.0.1 (DNS rebinding), and its
+    pages could read the tokens.
     """
 
     async def answer(request: web.Request) -> web.StreamResponse:

@@ -35,7 +35,7 @@ REMEMBERED = 10_000  # users whose organization is known, for turns alone
 
 
 class TurnsByOrganization:
-    """Turns of callers, of which all users of one organization leave some to those of others."""
+    """Turns of callers, of which the users of one organization together cannot take all."""
 
     def __init__(self, places: int, connections: Connections, queries: Queries) -> None:
         """Let a caller have half of the places, and an organization all but one.

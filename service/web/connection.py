@@ -52,13 +52,13 @@ class Terms:
     closing: bool = False  # whether each answer is the last one on its connection
     chunks: Rotation = field(default_factory=Rotation)  # of what comes in chunks
     most: int = field(default_factory=_most)  # connections; beyond, the longest idle one ends
-    open: int = 0
+    open: int = 0  # connections
     idle: "dict[Connection, None]" = field(default_factory=dict)  # the longest first
-    # How much those who do not take their answers leave to us, in bytes; the longest first
+    # Bytes that wait for each client that does not take its answers; who began first is first
     untaken: "dict[Connection, int]" = field(default_factory=dict)
 
     def make_room(self) -> None:
-        """Cut off who has not taken an answer for the longest, while they leave too much to us."""
+        """Cut off who has not taken an answer for the longest, again until less of it waits."""
         while len(self.untaken) > 1 and sum(self.untaken.values()) > UNTAKEN:
             next(iter(self.untaken)).cut_off()
 
@@ -68,6 +68,15 @@ class Connection(web.RequestHandler):
 
     aiohttp bounds what a client may send ahead, and waits with the next request while the answers
     to those before it are not taken. The deadline for that is ours.
+
+    Private names of aiohttp are used here alone, each for a reason:
+
+    * `_messages`: what the parser has made of a read, to see at once that it is not HTTP, or that a
+      body in chunks begins. A handler learns of that later, or never.
+    * `_pause_transport_reading` and `_resume_transport_reading`: nothing more is read while a part
+      of the last read is not parsed, also where aiohttp would read on. The public pair stands for a
+      body that is not taken.
+    * `_reading_paused` and `_buffer_paused`: whether aiohttp waits itself; then nothing is parsed.
     """
 
     def __init__(self, server: "Server", terms: Terms, **options: Any) -> None:
@@ -108,7 +117,7 @@ class Connection(web.RequestHandler):
         self._terms.observers.tell(answered(request, response))
 
     def data_received(self, data: bytes) -> None:
-        """Parse what was read: at once, but for long reads and bodies in chunks.
+        """Parse what was read: at once, except long reads and bodies in chunks.
 
         The parser makes some calls for each chunk, and 256 KB may hold 40,000 of them.
         """
@@ -228,8 +237,8 @@ class Connection(web.RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Remember the transport, which aiohttp forgets before all is written.
 
-        A process without descriptors would refuse everybody: so who connects and asks nothing, for
-        longer than all others, makes room.
+        A process without descriptors could accept nobody. So where there are as many connections as
+        there may be, the one that has been idle for the longest is closed.
         """
         self._written = cast("asyncio.Transport", transport)  # as aiohttp does
         terms = self._terms

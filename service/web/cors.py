@@ -51,6 +51,7 @@ class Cors:
         On a path that does not exist every method is allowed, so that the page can read the 404.
 
         Raises:
+            web.HTTPNotFound: there is no such path, and no page asks.
             InvalidHeader: a header of the preflight is not ASCII.
             PageRefused: it is no preflight, or asks for what the page may not send.
         """

@@ -46,7 +46,7 @@ def http_error(error: web.HTTPException) -> web.Response:
 
 
 def bearer(tokens: Tokens, public: frozenset[Handler], cors: Cors, limits: Limits) -> Middleware:
-    """Let nobody without a valid token reach a handler that is not declared public.
+    """Let a request reach its handler only with a valid token, unless the handler is public.
 
     A caller's large bodies take turns, within `limits`, so that the loop has time for others.
 
