@@ -15,6 +15,8 @@ ENDPOINTS = [
     ("POST", "/systemevent/read"),
     ("DELETE", "/systemevent/read"),
     ("POST", "/systemevent"),
+    ("POST", "/systemevent/count"),
+    ("POST", "/systemevent/read/all"),
 ]
 STRANGERS = [
     "https://evil.example",

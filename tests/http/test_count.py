@@ -61,6 +61,5 @@ async def test_refusals_are_those_of_a_list(client: Client) -> None:
 
 
 async def test_nothing_is_written(client: Client, database: Database) -> None:
-    """A count changes nothing."""
     await count(client)
     assert await database.read_rows() == set()

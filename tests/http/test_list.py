@@ -378,6 +378,7 @@ BAD: dict[tuple[str, ...], list[object]] = {
         "2020-13-01T00:00:00Z", "2020-02-30T00:00:00Z", "2020-01-01T25:00:00Z",
         "2020-01-01T00:00:00+99:00", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00",
         "2020-01-01T00:00:00Z\0", "2020-01-01T00:00:00Z; drop table users",
+        "2020-01-01T00:00:00.Z", "2020-01-01T00:00:00 Z",
         1577836800, 1577836800000.0, True, {}, ["2020-01-01T00:00:00Z"],
     ],
     ("contextId", "userId", "workspaceId"): [1, 1.5, True, [], {}, ["w1"], "\0", "w1\0"],
@@ -392,7 +393,6 @@ BAD_VALUES = [(name, value) for names, values in BAD.items() for name in names f
 
 @pytest.mark.parametrize(("name", "value"), BAD_VALUES, ids=map(ascii, BAD_VALUES))
 async def test_a_bad_value_is_refused_by_name(shared: Shared, name: str, value: object) -> None:
-    """400, and the message names the field."""
     answer = await shared.client.post(
         "/systemevent", data=json.dumps({name: value}), headers=bearer()
     )
@@ -495,7 +495,6 @@ async def test_the_body_is_bounded_as_for_marking(client: Client) -> None:
 
 
 async def test_a_list_changes_nothing(client: Client, database: Database) -> None:
-    """To look is not to read."""
     await listed(client, "alice")
     await listed(client, "alice", showUnread=True)
     assert await database.read_rows() == set()
@@ -551,14 +550,6 @@ async def test_an_event_out_of_time_is_not_listed(
         {"to_timestamp": "9999-12-31T23:59:59Z"},
     ):
         assert (await page(client, **window))["total"] == 20
-
-
-@pytest.mark.parametrize("time", ["2026-11-24T03:57:00.Z", "2026-11-24T03:57:00 Z"])
-async def test_what_only_looks_like_iso_8601_is_refused(client: Client, time: str) -> None:
-    """400, and the field is named."""
-    answer = await client.post("/systemevent", json={"to_timestamp": time}, headers=bearer())
-    assert answer.status == 400
-    assert (await refused(answer)).startswith("to_timestamp: ")
 
 
 async def test_who_moved_away_has_no_name(client: Client, database: Database) -> None:

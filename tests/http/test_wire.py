@@ -820,7 +820,6 @@ async def test_http_1_0_is_served(client: Client) -> None:
 
 
 async def test_connection_close_is_honoured(client: Client) -> None:
-    """The connection ends after the answer, when the client asks for it."""
     async with connect(client) as connection:
         await connection.send(request(b"Connection: close"))
         assert (await connection.answer()).headers["Connection"] == "close"

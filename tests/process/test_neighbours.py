@@ -226,7 +226,6 @@ async def test_after_a_503_the_next_request_waits_for_the_row(
 
 
 @pytest.mark.late
-@pytest.mark.late
 @pytest.mark.parametrize("times", [2, 5])
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_overload_leaves_most_of_the_capacity(

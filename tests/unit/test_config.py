@@ -166,7 +166,7 @@ RANGES = {
     "database.statement_cache_size": (-1, 1001),
     "auth.jwks_max_age": (9, 604_801),
     "auth.leeway": (-1, 61),
-    "auth.cache_size": (-1, 1_000_001),
+    "auth.cache_size": (0, 1_000_001),
     "limits.max_ids": (0, 100_001),
     "limits.max_scan": (-1, 1_000_000_001),
     "limits.max_count": (0, 1_000_000_001),
@@ -180,7 +180,7 @@ RANGES = {
 
 
 def test_every_number_has_bounds() -> None:
-    """The table of bounds below names every number there is."""
+    """The table of bounds above names every number there is."""
     numbers = {
         f"{section}.{key}"
         for section, key in KEYS

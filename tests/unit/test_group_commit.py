@@ -14,6 +14,7 @@ from service.database import group_commit
 from service.database.group_commit import LARGE_IN_FLIGHT, GroupCommit, Row, Statement
 from service.errors import BrokenStatement, Unavailable
 from service.observing import Observers, StatementRan
+from tests.unit.test_turns import settle
 
 LARGE = range(1, 1001)
 UNKNOWN = "no such user"
@@ -94,6 +95,31 @@ class Harness:
         return [await self.submit(str(n), range(1, size + 1)) for n, size in enumerate(sizes)]
 
 
+def ticks(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """Grows with each look at the deadlines."""
+    looks: list[None] = []
+    tick = GroupCommit._tick
+
+    def counted(commit: GroupCommit) -> None:
+        tick(commit)
+        looks.append(None)
+
+    monkeypatch.setattr(GroupCommit, "_tick", counted)
+    return looks
+
+
+async def looked(looks: list[None], after: float) -> None:
+    """Wait until the deadlines were looked at when those of so many seconds had passed."""
+    loop = asyncio.get_running_loop()
+    passed = loop.time() + after
+    while loop.time() <= passed:
+        await asyncio.sleep(0)
+    before = len(looks)
+    while len(looks) == before:
+        await asyncio.sleep(0)
+    await settle()
+
+
 async def test_a_lone_request_goes_out_at_once() -> None:
     """With nothing in flight a request has a statement to itself, and nothing waits for a timer."""
     harness = Harness()
@@ -140,7 +166,6 @@ async def test_a_request_that_arrives_as_a_statement_ends_is_not_forgotten() -> 
 
 
 async def test_as_many_statements_are_in_flight_as_configured() -> None:
-    """in_flight statements run at a time, never one more."""
     harness = Harness(in_flight=2, max_requests=1)
     answers = await harness.submit_all([1, 1, 1])
     runs = [await harness.runs.get(), await harness.runs.get()]
@@ -234,8 +259,11 @@ async def test_a_full_queue_sheds(limits: dict[str, int], size: int) -> None:
     ]
 
 
-async def test_a_statement_ends_by_the_first_deadline_in_it() -> None:
+async def test_a_statement_ends_by_the_first_deadline_in_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Who is late is answered when it has ended; the others go on without."""
+    looks = ticks(monkeypatch)
     harness = Harness()
     await harness.submit("first")
     in_flight = await harness.runs.get()
@@ -244,7 +272,7 @@ async def test_a_statement_ends_by_the_first_deadline_in_it() -> None:
     run = await harness.runs.get()
     assert run.callers == ["hasty", "patient"]
     assert run.seconds <= 0.1
-    await asyncio.sleep(0.2)  # past the deadline, which the statement has not reported yet
+    await looked(looks, after=0.1)  # the statement has not reported yet
     assert not hasty.done()
     run.fail(asyncpg.QueryCanceledError())
     with pytest.raises(Unavailable):
@@ -255,27 +283,17 @@ async def test_a_statement_ends_by_the_first_deadline_in_it() -> None:
     assert await patient == "org of patient"
 
 
-async def test_a_commit_that_beats_the_deadline_by_nothing_is_a_success() -> None:
+async def test_a_commit_that_beats_the_deadline_by_nothing_is_a_success(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """What has committed is never answered with 503, though its report is late."""
+    looks = ticks(monkeypatch)
     harness = Harness()
     answer = await harness.submit("alice", seconds=0.05)
     run = await harness.runs.get()
-    await asyncio.sleep(0.15)
+    await looked(looks, after=0.05)
     run.commit()
     assert await answer == "org of alice"
-
-
-def ticks(monkeypatch: pytest.MonkeyPatch) -> list[None]:
-    """Grows with each look at the deadlines."""
-    looks: list[None] = []
-    tick = GroupCommit._tick
-
-    def counted(commit: GroupCommit) -> None:
-        looks.append(None)
-        tick(commit)
-
-    monkeypatch.setattr(GroupCommit, "_tick", counted)
-    return looks
 
 
 async def test_deadlines_are_not_looked_at_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -378,11 +396,6 @@ async def test_a_database_that_is_away_is_asked_again_for_those_who_wait() -> No
     assert await patient == "org of patient"
 
 
-# A locked row: shared statements give up on it soon (55P03).
-
-LOCKED = asyncpg.LockNotAvailableError
-
-
 async def test_a_pause_ends_with_the_last_who_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who comes when the database is back does not wait for a pause of those who gave up."""
     monkeypatch.setattr(group_commit, "pauses", lambda: itertools.repeat(3600.0))
@@ -395,6 +408,11 @@ async def test_a_pause_ends_with_the_last_who_waits_for_it(monkeypatch: pytest.M
     async with asyncio.timeout(30):
         (await harness.runs.get()).commit()
     assert await answer == "org of bob"
+
+
+# A locked row: shared statements give up on it soon (55P03).
+
+LOCKED = asyncpg.LockNotAvailableError
 
 
 @pytest.mark.parametrize("error", [LOCKED, asyncpg.QueryCanceledError])
@@ -430,8 +448,11 @@ async def test_who_waits_for_a_locked_row_or_takes_too_long_goes_apart(
     assert await answers[5] == "org of user 5"
 
 
-async def test_a_statement_that_ended_with_a_deadline_is_nobodys_fault() -> None:
+async def test_a_statement_that_ended_with_a_deadline_is_nobodys_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Who has no time left is answered, the others go on together, and nobody goes apart."""
+    looks = ticks(monkeypatch)
     harness = Harness()
     first = await harness.submit("first")
     in_flight = await harness.runs.get()
@@ -442,7 +463,7 @@ async def test_a_statement_that_ended_with_a_deadline_is_nobodys_fault() -> None
     in_flight.commit()
     run = await harness.runs.get()
     assert run.callers == ["alice", "late", "bob"]
-    await asyncio.sleep(0.5)  # until its deadline, by which the server ends it
+    await looked(looks, after=0.5)  # its deadline, by which the server ends it
     run.fail(asyncpg.QueryCanceledError())
     async with asyncio.timeout(20):
         run = await harness.runs.get()
@@ -518,7 +539,7 @@ async def test_one_caller_cannot_take_all_places_apart() -> None:
     (await harness.runs.get()).fail(LOCKED())
     runs = [await harness.apart.get()]
     more = [await harness.submit("alice", [n]) for n in range(10)]
-    await asyncio.sleep(0.01)
+    await settle()
     while not harness.apart.empty():
         runs.append(harness.apart.get_nowait())
     assert len(runs) == 4

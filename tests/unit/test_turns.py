@@ -20,7 +20,7 @@ class Errands:
     async def start(self, caller: str, seconds: float = 60) -> "asyncio.Task[None]":
         """Begin one, and let it come as far as it can."""
         task = asyncio.create_task(self._hold(caller, asyncio.get_running_loop().time() + seconds))
-        await asyncio.sleep(0.01)
+        await settle()
         return task
 
     async def _hold(self, caller: str, deadline: float) -> None:
@@ -32,11 +32,17 @@ class Errands:
                 self.held.remove(caller)
 
 
+async def settle() -> None:
+    """Let the loop go on until what can be done is done."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
 async def end(*tasks: "asyncio.Task[None]") -> None:
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)
-    await asyncio.sleep(0.01)
+    await settle()
 
 
 async def test_who_has_enough_waits_in_a_line_of_their_own() -> None:
