@@ -41,7 +41,7 @@ from service.web.body import max_body_size
 from service.web.connection import Terms
 from service.web.cors import Cors
 from service.web.marked import Marked
-from service.web.middlewares import bearer, errors
+from service.web.middlewares import answer_errors, bearer
 from service.web.protocol import Runner
 from service.web.request_info import RequestInfo
 from service.web.request_log import RequestLog
@@ -131,7 +131,7 @@ def create_app(
         app.add_routes(demo_routes)
         public.update(route.handler for route in demo_routes)
     app.add_routes(routes)
-    app.middlewares.extend((errors, bearer(tokens, frozenset(public), cors, limits)))
+    app.middlewares.extend((answer_errors, bearer(tokens, frozenset(public), cors, limits)))
     app.on_response_prepare.extend((common_headers, cors.add_headers))
 
     paths = frozenset(route.canonical for route in app.router.resources())

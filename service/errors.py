@@ -1,6 +1,6 @@
 """What can go wrong for a caller, each with its status.
 
-Handlers and the parts below raise; the errors middleware answers. What is not listed here is
+Handlers and the parts below raise; web/middlewares.py answers. What is not listed here is
 internal: 500, logged, and never described to the caller.
 """
 

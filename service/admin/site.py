@@ -13,7 +13,7 @@ from service.observing import Observers
 from service.web.answers import common_headers, error_response
 from service.web.connection import Terms
 from service.web.cors import Cors
-from service.web.middlewares import errors
+from service.web.middlewares import answer_errors
 from service.web.protocol import Runner
 
 HEALTH = web.AppKey("health", Health)
@@ -50,7 +50,7 @@ async def metrics(request: web.Request) -> web.Response:
 async def serve(app: web.Application, config: Config) -> AsyncIterator[None]:
     """Be able to answer on the operator's port while the context lasts; `app[RUNNER]` listens."""
     server, limits = config.server, config.limits
-    admin = web.Application(middlewares=[errors])
+    admin = web.Application(middlewares=[answer_errors])
     admin[HEALTH] = app[HEALTH]
     admin[METRICS] = app[METRICS]
     admin.add_routes(

@@ -24,7 +24,7 @@ LARGE_EACH = 2  # such bodies of one caller at a time; the caller's others are n
 
 
 @web.middleware
-async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Answer every failure in the one shape; the outermost, so it sees 404 and 405 too."""
     asked = arrive(request)
     try:
