@@ -165,7 +165,7 @@ async def test_a_step_gone_wrong(
 def test_its_version_is_what_the_command_says(
     wheel: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The version is stated in one place, for the wheel and for `--version`."""
+    """The wheel and `--version` take it from one place."""
     with pytest.raises(SystemExit):
         main(["--version"])
     version = capsys.readouterr().out.removeprefix("systemevent-read ").strip()
