@@ -21,8 +21,10 @@ from multidict import CIMultiDict
 
 from service import config
 from service.observing import Observers
+from service.web import connection as connection_module
 from service.web.connection import Terms
 from service.web.cors import Cors
+from service.web.intake import portion
 from service.web.protocol import Runner
 from tests.conftest import Database, Service, Start, bearer
 from tests.support.cluster import Cluster
@@ -734,6 +736,24 @@ async def test_chunks_of_a_byte_are_parsed_in_many_turns_of_the_loop(
     watch.cancel()
     # Without requests ahead, each connection's first portion is parsed as it is read.
     assert most < (1000 if ahead else 2500)
+
+
+async def test_what_waits_to_be_parsed_is_bounded(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that sends chunks faster than they are parsed is not read meanwhile."""
+    most = 0
+
+    def measured(read: bytearray) -> bytes:
+        nonlocal most
+        most = max(most, len(read))
+        return portion(read)
+
+    monkeypatch.setattr(connection_module, "portion", measured)
+    async with connect(client) as connection:
+        await connection.send(request(TE, body=b"1\r\n \r\n" * 400_000 + CHUNKED))
+        assert (await connection.answer()).status == 413
+    assert 0 < most < 2**20
 
 
 async def test_a_body_that_breaks_behind_its_answer_is_no_fault(
