@@ -146,6 +146,7 @@ def test_id_and_ids_are_united(body: bytes, ids: list[int]) -> None:
         (b"null", "the body is not a JSON object"),
         (b'{"ids": []}', "ids is empty"),
         (b'{"ids": [ \n]}', "ids is empty"),
+        (b'{"ids": [0]}', "none of them is an integer"),
         (b'{"ids": null}', "none of them is an integer"),
         (b'{"ids": 5}', "none of them is an integer"),
         (b'{"id": [5]}', "none of them is an integer"),
