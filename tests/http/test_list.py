@@ -371,95 +371,27 @@ async def test_read_state_does_not_follow_a_user_to_another_organization(
     assert all(event["showUnread"] for event in events)
 
 
-NO_NUMBERS: list[object] = [-1, 0.5, 2**63, 1e300, "1", True, False, [], {}]
-BAD: dict[tuple[str, ...], list[object]] = {
-    ("from_timestamp", "to_timestamp"): [
-        "", "now", "yesterday", "infinity", "1577836800", "2020-01-01", "12:00:00",
-        "2020-13-01T00:00:00Z", "2020-02-30T00:00:00Z", "2020-01-01T25:00:00Z",
-        "2020-01-01T00:00:00+99:00", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00",
-        "2020-01-01T00:00:00Z\0", "2020-01-01T00:00:00Z; drop table users",
-        "2020-01-01T00:00:00.Z", "2020-01-01T00:00:00 Z",
-        1577836800, 1577836800000.0, True, {}, ["2020-01-01T00:00:00Z"],
-    ],
-    ("contextId", "userId", "workspaceId"): [1, 1.5, True, [], {}, ["w1"], "\0", "w1\0"],
-    ("context",): [*NO_NUMBERS[1:], 2**15, -(2**15) - 1, "workspace"],
-    ("event",): [*NO_NUMBERS[1:], 2**15, -(2**15) - 1, "created"],
-    ("skip",): NO_NUMBERS,
-    ("take",): [*NO_NUMBERS, 0, 101],
-    ("showUnread",): [0, 1, 1.0, "true", "", [], {}],
-}  # fmt: skip
-BAD_VALUES = [(name, value) for names, values in BAD.items() for name in names for value in values]
-
-
-@pytest.mark.parametrize(("name", "value"), BAD_VALUES, ids=map(ascii, BAD_VALUES))
-async def test_a_bad_value_is_refused_by_name(shared: Shared, name: str, value: object) -> None:
-    answer = await shared.client.post(
-        "/systemevent", data=json.dumps({name: value}), headers=bearer()
-    )
-    assert answer.status == 400
-    assert (await refused(answer)).startswith(f"{name}: ")
-
-
-async def test_a_window_that_ends_before_it_begins_is_refused(client: Client) -> None:
-    """Also where only the offsets show it."""
-    for since, until in (
-        ("2020-01-02T00:00:00Z", "2020-01-01T00:00:00Z"),
-        ("2020-01-01T00:00:00Z", "2020-01-01T00:30:00+01:00"),
-    ):
-        answer = await client.post(
-            "/systemevent",
-            json={"from_timestamp": since, "to_timestamp": until},
-            headers=bearer(),
-        )
-        assert answer.status == 400
-        assert (await refused(answer)).startswith("from_timestamp: ")
-
-
 @pytest.mark.parametrize(
     ("body", "message"),
     [
         (b"[]", "the body is not a JSON object"),
-        (b"null", "the body is not a JSON object"),
-        (b'"take"', "the body is not a JSON object"),
-        (b"take=5", "the body is not valid JSON"),
-        (b'{"take": 5', "the body is not valid JSON"),
-        (b'{"take": NaN}', "the body is not valid JSON"),
-        (b'{"userId": "\\ud800"}', "userId: holds a NUL or a lone surrogate"),
-        (b'{"x":' * 60_000, "the body is not valid JSON"),
         (b'{"userId": "\xff"}', "the body is not valid UTF-8"),
-        (b'{"x": "\xed\xa0\x80"}', "the body is not valid UTF-8"),
+        (b'{"userId": "\\ud800"}', "userId: holds a NUL or a lone surrogate"),
+        (b'{"take": 0}', "take: not an integer from 1 to 100"),
     ],
-    ids=lambda value: ascii(value[:20]),
 )
-async def test_a_body_that_is_no_object_is_refused(
+async def test_a_body_that_cannot_be_used_is_refused(
     client: Client, body: bytes, message: str
 ) -> None:
-    """400, and the message says which."""
+    """400, and the message says why; tests/unit/test_filters.py has all reasons."""
     answer = await client.post("/systemevent", data=body, headers=bearer())
     assert (answer.status, await refused(answer)) == (400, message)
 
 
-@pytest.mark.parametrize(
-    "member", ['"x": 1e400', '"x": ' + "9" * 5000, '"x": "\\ud800"', '"": null', '"x": [[[{}]]]']
-)
-async def test_unknown_keys_are_ignored(client: Client, member: str) -> None:
-    """Whatever their values are."""
-    answer = await client.post("/systemevent", data=f'{{{member}, "take": 1}}', headers=bearer())
+async def test_unknown_keys_are_ignored(client: Client) -> None:
+    answer = await client.post("/systemevent", data=b'{"x": 1e400, "take": 1}', headers=bearer())
     assert answer.status == 200
     assert len((await answer.json())["events"]) == 1
-
-
-@pytest.mark.parametrize("number", ["1e400", "-1e400", "9" * 400])
-@pytest.mark.parametrize("name", ["skip", "take", "context", "event"])
-async def test_a_number_beyond_all_bounds_is_refused_by_name(
-    shared: Shared, name: str, number: str
-) -> None:
-    """It is JSON, and not in range."""
-    answer = await shared.client.post(
-        "/systemevent", data=f'{{"{name}": {number}}}', headers=bearer()
-    )
-    assert answer.status == 400
-    assert (await refused(answer)).startswith(f"{name}: ")
 
 
 @pytest.mark.parametrize("body", [b"{}", b"", b"[]", b"{", b'{"take": 0}', b"\xff"])
