@@ -16,7 +16,7 @@ from service.web.request_info import info
 
 # A chunk is a statement and a commit. Its rows are locked for some ms, so that marks and unmarks of
 # the same caller need not wait long; what is read already is only looked at, and locks nothing.
-CHUNK = 2_000  # events that it marks, at most
+CHUNK = 4_000  # events that it marks, at most
 SCAN = 20_000  # events that it looks at, at most
 GIVE_WAY = 4  # chunks, as long as the last one, that it pauses for while marks wait
 MARGIN = 2  # chunks, as long as the last one, for which there must be time before the next begins
