@@ -84,6 +84,10 @@ class Connection(web.RequestHandler):
         self._unparsed = bytearray()  # read, but not parsed yet
         self._chunked = False  # whether the body that comes is in chunks
         self._has_turn = False  # whether it waits for a turn in which to parse
+        self._was_paused = False  # whether reading ever was
+        # The parser stops by a count of its own, which is one ahead where a body came after its
+        # head: what it keeps then would wait for the next read.
+        self._max_msg_queue_size -= 1
 
     def begin(self, message: RawRequestMessage, body: StreamReader) -> None:
         """Note the request that is handled next.
@@ -152,9 +156,22 @@ class Connection(web.RequestHandler):
         if not (self._reading_paused or self._buffer_paused):
             self._resume_transport_reading()
 
+    def pause_reading(self) -> None:
+        """Wait until more of a body is read."""
+        self._was_paused = True
+        super().pause_reading()
+
+    def _pause_reading_for_buffer(self) -> None:
+        """Wait until more requests are answered."""
+        self._was_paused = True
+        super()._pause_reading_for_buffer()
+
     def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - aiohttp's
-        """Read on. aiohttp asks for that twice a request, though short bodies pause nothing."""
-        if self._reading_paused:
+        """Read on. aiohttp asks for that twice a request, though short bodies pause nothing.
+
+        Once something has paused it, what the parser keeps may be more than the flags say.
+        """
+        if self._was_paused:
             super().resume_reading(resume_parser)
 
     def _resume_transport_reading(self) -> None:
@@ -216,6 +233,8 @@ class Connection(web.RequestHandler):
         Of the last request of a connection the answer says so.
         """
         self._body = None  # nobody waits for it any more
+        if self._last:
+            self._message_tail = b""  # aiohttp would parse it, all at once
         if isinstance(resp, web.HTTPException):
             resp = http_error(resp)
         if self._last or self._terms.closing:

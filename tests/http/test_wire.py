@@ -23,6 +23,8 @@ from service import config
 from service.observing import Observers
 from service.web.connection import Terms
 from service.web.cors import Cors
+from service.web.intake import PORTION
+from service.web.middlewares import LARGE_EACH
 from service.web.protocol import Runner
 from tests.conftest import Database, Service, Start, bearer
 from tests.support.cluster import Cluster
@@ -373,6 +375,43 @@ async def test_many_pipelined_requests_are_answered(client: Client, database: Da
         for _ in bodies:
             assert (await connection.answer()).status == 200
     assert await database.read_rows() == {("acme", "alice", n) for n in range(1, 21)}
+
+
+@pytest.mark.parametrize("token", [True, False])
+async def test_many_requests_behind_a_late_body_are_answered(
+    client: Client, *, token: bool
+) -> None:
+    """aiohttp's parser then stops a request earlier than its queue is full; none is forgotten."""
+    async with connect(client) as connection:
+        await connection.send(request(b"Expect: 100-continue", b"Content-Length: 9", body=b""))
+        assert (await connection.answer()).status == 100
+        await connection.send(BODY)
+        assert (await connection.answer()).status == 200
+        await connection.send(request(token=token) * 100)
+        for _ in range(100):
+            assert (await connection.answer()).status == (200 if token else 401)
+
+
+@pytest.mark.parametrize("over", range(6))
+async def test_a_body_in_many_chunks_may_wait_for_its_turn(client: Client, over: int) -> None:
+    """Of more chunks than aiohttp keeps; wherever it stops in a portion, it goes on."""
+    expect = request(b"Expect: 100-continue", b"Content-Length: 10000", body=b"")
+    kept = b"1\r\n \r\n" * (2**14 + 1)
+    pad = PORTION + over - len(request(TE, b"X-Pad: ", body=kept)) % PORTION
+    body = kept + b"1\r\n \r\n" * 100 + CHUNKED
+    async with contextlib.AsyncExitStack() as stack:
+        first = [await stack.enter_async_context(connect(client)) for _ in range(LARGE_EACH)]
+        for connection in first:  # it has the caller's turns
+            await connection.send(expect)
+            assert (await connection.answer()).status == 100
+        last = await stack.enter_async_context(connect(client))
+        await last.send(request(TE, b"X-Pad: " + b"x" * pad, body=body))
+        connections = server_of(client).connections
+        await until(lambda: any(it._reading_paused for it in connections))  # noqa: SLF001
+        for connection in first:
+            await connection.send(BODY.ljust(10_000))
+            assert (await connection.answer()).status == 200
+        assert (await last.answer()).status == 200
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -734,6 +773,23 @@ async def test_chunks_of_a_byte_are_parsed_in_many_turns_of_the_loop(
     watch.cancel()
     # Without requests ahead, each connection's first portion is parsed as it is read.
     assert most < (1000 if ahead else 2500)
+
+
+@pytest.mark.parametrize("line", [b"CONNECT x:80 HTTP/1.1", b"GET /x HTTP/1.1"])
+async def test_what_is_behind_an_upgrade_is_not_parsed(
+    client: Client, monkeypatch: pytest.MonkeyPatch, line: bytes
+) -> None:
+    """It has no answer, and aiohttp would parse all of it at once."""
+
+    def parsed(_: StreamReader) -> NoReturn:
+        pytest.fail("parsed")
+
+    monkeypatch.setattr(StreamReader, "begin_http_chunk_receiving", parsed)
+    async with connect(client) as connection:
+        upgrade = request(UPGRADE, b"Upgrade: websocket", line=line, body=b"")
+        await connection.send(upgrade + request(TE, body=b"1\r\n \r\n" * 10_000))
+        answer = await connection.answer()
+        assert (answer.status, answer.headers["Connection"]) == (404, "close")
 
 
 async def test_a_body_that_breaks_behind_its_answer_is_no_fault(
