@@ -38,7 +38,7 @@ from service.observing import Observers
 from service.turns import Turns
 from service.web.answers import Success, common_headers
 from service.web.body import max_body_size
-from service.web.connection import Terms
+from service.web.connection import Terms, most_connections
 from service.web.cors import Cors
 from service.web.marked import Marked
 from service.web.middlewares import answer_errors, bearer
@@ -131,7 +131,9 @@ def create_app(
         app.add_routes(demo_routes)
         public.update(route.handler for route in demo_routes)
     app.add_routes(routes)
-    app.middlewares.extend((answer_errors, bearer(tokens, frozenset(public), cors, limits)))
+    app.middlewares.extend(
+        (answer_errors, bearer(tokens, frozenset(public), cors, limits, most_connections()))
+    )
     app.on_response_prepare.extend((common_headers, cors.add_headers))
 
     paths = frozenset(route.canonical for route in app.router.resources())

@@ -2,18 +2,22 @@
 
 import asyncio
 import contextlib
+import math
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Hashable
 
 from service.errors import Unavailable
 
+TOO_MUCH = "too much is under way, try again later"
+
 
 class Turns:
     """Counts what each caller has under way; one who has enough waits, and holds up nobody else."""
 
-    def __init__(self, each: int) -> None:
-        """Let each caller have up to `each` things under way."""
+    def __init__(self, each: int, most: float = math.inf) -> None:
+        """Let each caller have up to `each` things under way; `most`, with those that wait."""
         self._each = each
+        self._most = most
         self._lines: dict[str, tuple[asyncio.Semaphore, set[object]]] = {}
 
     @contextlib.asynccontextmanager
@@ -21,17 +25,18 @@ class Turns:
         """Wait for a turn of this caller until `deadline` (loop time), and hold it.
 
         Raises:
-            Unavailable: the caller's other requests took all of the time.
+            Unavailable: the caller's other requests took all of the time, or are too many.
         """
         line, present = self._lines.setdefault(caller, (asyncio.Semaphore(self._each), set()))
+        if len(present) >= self._most:
+            raise Unavailable(TOO_MUCH, "turns")
         present.add(me := object())
         try:
             try:
                 async with asyncio.timeout_at(deadline):
                     await line.acquire()
             except TimeoutError:
-                text = "too much is under way, try again later"
-                raise Unavailable(text, "turns") from None
+                raise Unavailable(TOO_MUCH, "turns") from None
             try:
                 yield
             finally:

@@ -1,6 +1,7 @@
 """A lane: requests that wait for the next statement, callers in rotation and within bounds."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,14 +52,17 @@ class Lane:
     in_flight: int  # statements at a time
     running: int = 0
     share: int = field(init=False)  # requests of one caller
+    few: int = field(init=False)  # ids
     queued: int = 0  # requests
     _lines: dict[str, list[Member]] = field(default_factory=dict)  # by caller; none is empty
     _ids: int = 0
+    _many: Counter[str] = field(default_factory=Counter)  # ids of each caller's requests with many
     _took: float = 0.0  # seconds that a statement takes, on average
 
     def __post_init__(self) -> None:
         """Work out the share of one caller."""
         self.share = max(self.config.max_queue // SHARE, 1)
+        self.few = self.max_ids // LIGHT
 
     def join(self, member: Member, now: float) -> None:
         """Queue a request.
@@ -69,13 +73,15 @@ class Lane:
         """
         queued, config = self.queued, self.config
         line = self._lines.get(member.user_id)
+        has_many = len(member.ids) > self.few
         if queued:
             mine = len(line) if line else 0
             # One with few ids does not wait for the ids of others, see take().
-            ids = self._ids + len(member.ids) if len(member.ids) > self.max_ids // LIGHT else 0
+            ids = self._ids + len(member.ids) if has_many else 0
+            own = self._many[member.user_id] + len(member.ids) if has_many and line else 0
             if queued >= config.max_queue or ids > self.max_queued_ids:
                 raise Unavailable(OVERLOADED, "queue full")
-            if mine >= self.share:
+            if mine >= self.share or own > self.max_queued_ids // SHARE:
                 raise Unavailable(OVERLOADED, "share of the queue full")
             if queued >= config.max_requests or ids >= self.max_ids:  # not the next statement's
                 statements = max(queued / config.max_requests, ids / self.max_ids)
@@ -89,6 +95,8 @@ class Lane:
             self._lines[member.user_id] = [member]
         self.queued += 1
         self._ids += len(member.ids)
+        if has_many:
+            self._many[member.user_id] += len(member.ids)
 
     def take(self, now: float) -> list[Member]:
         """Take the next statement's members off the queue.
@@ -123,6 +131,7 @@ class Lane:
         """Take what is there, one request of each caller."""
         taken = [member for (member,) in self._lines.values()]
         self._lines.clear()
+        self._many.clear()
         self.queued = self._ids = 0
         for member in taken:
             if member.deadline < latest:
@@ -135,8 +144,12 @@ class Lane:
         member = line.pop(0)
         if line:
             self._lines[user_id] = line  # behind the others
+        else:
+            self._many.pop(user_id, None)
         self.queued -= 1
         self._ids -= len(member.ids)
+        if line and len(member.ids) > self.few:
+            self._many[user_id] -= len(member.ids)
         if member.outcome.done():
             return 0
         if member.deadline < latest:

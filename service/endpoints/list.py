@@ -1,7 +1,7 @@
 """POST /systemevent: the events that the caller may see, each with the caller's read state."""
 
+import asyncio
 from collections.abc import Sequence
-from typing import Any
 
 import asyncpg
 import msgspec
@@ -19,6 +19,9 @@ EVERYTHING = 2**63 - 2  # as many events as sql/list_events.sql can be asked to 
 # Events that a page after a cursor looks at, at most: some 20 ms of PostgreSQL's time. Less than a
 # list's bound, since who asks for the next page loses nothing, and others have a turn in between.
 PAGE_SCAN = 5_000
+LONG = 2**19  # bytes of an answer that are encoded in one turn of the loop: a millisecond
+# Events, and what else an answer has
+Found = tuple[Sequence[asyncpg.Record], dict[str, object]]
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -47,12 +50,12 @@ class List:
         wish = await read(request, self._reading.limits, parse_part, nothing=NOTHING)
         cursor = wish.asked.cursor
         if cursor is msgspec.UNSET:
-            answer = await self._from_skip(request, wish)
+            events, rest = await self._from_skip(request, wish)
         else:
-            answer = await self._from_cursor(request, wish, cursor)
-        return web.Response(body=msgspec.json.encode(answer), content_type=JSON)
+            events, rest = await self._from_cursor(request, wish, cursor)
+        return web.Response(body=await _encode(events, rest), content_type=JSON)
 
-    async def _from_skip(self, request: web.Request, wish: Wish[Part]) -> dict[str, object]:
+    async def _from_skip(self, request: web.Request, wish: Wish[Part]) -> Found:
         part, limits = wish.asked, self._reading.limits
         rows = await self._reading.rows(
             request,
@@ -62,8 +65,7 @@ class List:
             limits.max_scan or EVERYTHING,
         )
         first = rows[0]
-        return {
-            "events": [_event(row) for row in rows if row["id"] is not None],
+        return [row for row in rows if row["id"] is not None], {
             "total": first["total"],
             "skip": part.skip,
             "take": part.take,
@@ -72,7 +74,7 @@ class List:
 
     async def _from_cursor(
         self, request: web.Request, wish: Wish[Part], cursor: Cursor | None
-    ) -> dict[str, object]:
+    ) -> Found:
         part, filters = wish.asked, wish.asked.filters
         moment = cursor.moment if cursor else self._reading.moment()
         if cursor and not filters.since and not filters.until:
@@ -92,16 +94,21 @@ class List:
             since = rows[0]["since"] or (cursor.window_since if cursor else None)
             next_cursor = encode(since, last["at"], last["id"], moment)
         found = [row for row in rows[: part.take] if row["showUnread"] is not None]
-        return {
-            "events": [_event(row) for row in found],
-            "take": part.take,
-            "nextCursor": next_cursor,
-        }
+        return found, {"take": part.take, "nextCursor": next_cursor}
 
 
-def _event(row: asyncpg.Record) -> dict[str, Any]:
-    """The fields of an event: columns behind the three of each statement's own."""
-    return dict(list(row.items())[3:])
+async def _encode(events: Sequence[asyncpg.Record], rest: dict[str, object]) -> bytes:
+    """Encode an answer, with turns of the loop in between where details are long."""
+    parts, size = [], 0
+    for row in events:
+        # The fields of an event: columns behind the three of each statement's own.
+        part = msgspec.json.encode(dict(list(row.items())[3:]))
+        parts.append(part)
+        size += len(part)
+        if size > LONG:
+            await asyncio.sleep(0)
+            size = 0
+    return b'{"events":[%b],%b' % (b",".join(parts), msgspec.json.encode(rest)[1:])
 
 
 def _last_looked_at(rows: Sequence[asyncpg.Record], take: int) -> asyncpg.Record | None:

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import resource
+from collections import Counter
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, cast
@@ -35,7 +36,7 @@ MOST = 10_000
 UNTAKEN = 64 * 2**20
 
 
-def _most() -> int:
+def most_connections() -> int:
     """As many connections as the process may have descriptors for."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return min(max(files - RESERVED, files // 2), MOST) if files > 0 else MOST
@@ -51,16 +52,35 @@ class Terms:
     write_deadline: float  # seconds for a client to take what is written; SLOWEST adds to it
     closing: bool = False  # whether each answer is the last one on its connection
     chunks: Rotation = field(default_factory=Rotation)  # of what comes in chunks
-    most: int = field(default_factory=_most)  # connections; beyond, the longest idle one ends
+    most: int = field(default_factory=most_connections)  # beyond, one that waits is closed
     open: int = 0  # connections
     idle: "dict[Connection, None]" = field(default_factory=dict)  # the longest first
+    # Whose body was not all there when its turn came; the longest first
+    late: "dict[Connection, None]" = field(default_factory=dict)
     # Bytes that wait for each client that does not take its answers; who began first is first
     untaken: "dict[Connection, int]" = field(default_factory=dict)
 
+    def close_one(self) -> None:
+        """Close who has been idle for the longest; where nobody is, who is late with a body."""
+        while waiting := self.idle or self.late:
+            longest = next(iter(waiting))
+            del waiting[longest]
+            if longest.waits:
+                longest.force_close()
+                return
+
     def make_room(self) -> None:
-        """Cut off who has not taken an answer for the longest, again until less of it waits."""
+        """Cut off connections of callers who leave too much to us, until it is little enough.
+
+        Of the caller who leaves most, since a slow client must not pay for others; the longest
+        first.
+        """
         while len(self.untaken) > 1 and sum(self.untaken.values()) > UNTAKEN:
-            next(iter(self.untaken)).cut_off()
+            left: Counter[str] = Counter()
+            for connection, size in self.untaken.items():
+                left[connection.caller] += size
+            ((most, _),) = left.most_common(1)
+            next(each for each in self.untaken if each.caller == most).cut_off()
 
 
 class Connection(web.RequestHandler):
@@ -83,6 +103,7 @@ class Connection(web.RequestHandler):
         """Serve one client of `server`; aiohttp has the options."""
         super().__init__(server, loop=asyncio.get_running_loop(), **options)
         self._terms = terms
+        self.caller = ""  # of the last request that was answered, where its token was good
         self._body: StreamReader | None = None  # of the request that is being handled
         self._last = False  # whether the request that is being handled is the last one here
         self._origin: str | None = None  # of a request that is not HTTP
@@ -93,6 +114,10 @@ class Connection(web.RequestHandler):
         self._unparsed = bytearray()  # read, but not parsed yet
         self._chunked = False  # whether the body that comes is in chunks
         self._has_turn = False  # whether it waits for a turn in which to parse
+        self._was_paused = False  # whether reading ever was
+        # The parser stops by a count of its own, which is one ahead where a body came after its
+        # head: what it keeps then would wait for the next read.
+        self._max_msg_queue_size -= 1
 
     def begin(self, message: RawRequestMessage, body: StreamReader) -> None:
         """Note the request that is handled next.
@@ -102,6 +127,8 @@ class Connection(web.RequestHandler):
         """
         self._terms.idle.pop(self, None)
         self._body = body
+        if not body.is_eof():
+            self._terms.late[self] = None
         headers = message.headers
         self._last = (
             message.chunked or hdrs.UPGRADE in headers or message.method == hdrs.METH_CONNECT
@@ -161,9 +188,22 @@ class Connection(web.RequestHandler):
         if not (self._reading_paused or self._buffer_paused):
             self._resume_transport_reading()
 
+    def pause_reading(self) -> None:
+        """Wait until more of a body is read."""
+        self._was_paused = True
+        super().pause_reading()
+
+    def _pause_reading_for_buffer(self) -> None:
+        """Wait until more requests are answered."""
+        self._was_paused = True
+        super()._pause_reading_for_buffer()
+
     def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - aiohttp's
-        """Read on. aiohttp asks for that twice a request, though short bodies pause nothing."""
-        if self._reading_paused:
+        """Read on. aiohttp asks for that twice a request, though short bodies pause nothing.
+
+        Once something has paused it, what the parser keeps may be more than the flags say.
+        """
+        if self._was_paused:
             super().resume_reading(resume_parser)
 
     def _resume_transport_reading(self) -> None:
@@ -225,6 +265,10 @@ class Connection(web.RequestHandler):
         Of the last request of a connection the answer says so.
         """
         self._body = None  # nobody waits for it any more
+        self._terms.late.pop(self, None)
+        self.caller = info(request).user_id
+        if self._last:
+            self._message_tail = b""  # aiohttp would parse it, all at once
         if isinstance(resp, web.HTTPException):
             resp = http_error(resp)
         if self._last or self._terms.closing:
@@ -238,15 +282,14 @@ class Connection(web.RequestHandler):
         """Remember the transport, which aiohttp forgets before all is written.
 
         A process without descriptors could accept nobody. So where there are as many connections as
-        there may be, the one that has been idle for the longest is closed.
+        there may be, one is closed: the one that has been idle for the longest, or has been
+        sending its request for the longest.
         """
         self._written = cast("asyncio.Transport", transport)  # as aiohttp does
         terms = self._terms
         terms.open += 1
-        if terms.open > terms.most and terms.idle:
-            longest = next(iter(terms.idle))
-            del terms.idle[longest]
-            longest.force_close()
+        if terms.open > terms.most:
+            terms.close_one()
         terms.idle[self] = None
         super().connection_made(transport)
 
@@ -277,11 +320,17 @@ class Connection(web.RequestHandler):
         """End every wait."""
         self._terms.open -= 1
         self._terms.idle.pop(self, None)
+        self._terms.late.pop(self, None)
         self._terms.untaken.pop(self, None)
         self._written = None
         self._unparsed.clear()
         self._drop_deadline()
         super().connection_lost(exc)
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is the client's turn: there is no request, or not all of it."""
+        return self._body is None or not self._body.is_eof()
 
     def cut_off(self) -> None:
         """End the connection, whatever is still to be written."""

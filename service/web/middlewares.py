@@ -11,8 +11,9 @@ from service.errors import (
     InvalidToken,
     Refusal,
     Unauthenticated,
+    Unavailable,
 )
-from service.turns import Turns
+from service.turns import TOO_MUCH, Turns
 from service.web.answers import error_response
 from service.web.cors import Cors
 from service.web.request_info import arrive, info
@@ -21,6 +22,10 @@ log = logging.getLogger(__name__)
 
 LARGE_BODY = 8192  # bytes; more takes the loop some time to read and parse
 LARGE_EACH = 2  # such bodies of one caller at a time; the caller's others are not read meanwhile
+LARGE_MOST = 100  # with those that wait, each with up to half a megabyte; their clients may be gone
+# Requests of one caller under way: a quarter of all connections, and no more than what the loop can
+# read at once without a pause that others feel.
+SHARE, MOST_EACH = 4, 256
 
 
 @web.middleware
@@ -45,14 +50,19 @@ def http_error(error: web.HTTPException) -> web.Response:
     return error_response(error.status, error.reason.lower(), kept)
 
 
-def bearer(tokens: Tokens, public: frozenset[Handler], cors: Cors, limits: Limits) -> Middleware:
+def bearer(
+    tokens: Tokens, public: frozenset[Handler], cors: Cors, limits: Limits, most: int
+) -> Middleware:
     """Let a request reach its handler only with a valid token, unless the handler is public.
 
-    A caller's large bodies take turns, within `limits`, so that the loop has time for others.
+    A caller's large bodies take turns, within `limits`, so that the loop has time for others. Of
+    `most` connections one caller's requests leave some to others.
 
     A preflight has no token (Fetch, section 4.8) and reaches no handler: it is answered here.
     """
-    turns = Turns(LARGE_EACH)
+    turns = Turns(LARGE_EACH, LARGE_MOST)
+    share = max(min(most // SHARE, MOST_EACH), 1)
+    under_way: dict[str, int] = {}  # requests of each caller
 
     @web.middleware
     async def authenticate(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -60,10 +70,20 @@ def bearer(tokens: Tokens, public: frozenset[Handler], cors: Cors, limits: Limit
         if match.http_exception is None:
             if match.handler not in public:
                 asked = info(request)
-                asked.user_id = await tokens.user_id(_credentials(request))
-                if _is_large(request):
-                    async with turns.take(asked.user_id, asked.arrived + limits.deadline):
-                        return await handler(request)
+                asked.user_id = caller = await tokens.user_id(_credentials(request))
+                if (count := under_way.get(caller, 0)) >= share:
+                    raise Unavailable(TOO_MUCH, "share of the connections")
+                under_way[caller] = count + 1
+                try:
+                    if _is_large(request):
+                        async with turns.take(caller, asked.arrived + limits.deadline):
+                            return await handler(request)
+                    return await handler(request)
+                finally:
+                    if under_way[caller] > 1:
+                        under_way[caller] -= 1
+                    else:
+                        del under_way[caller]
         elif request.method == hdrs.METH_OPTIONS and cors.pages:
             return cors.preflight(request)
         return await handler(request)

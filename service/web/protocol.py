@@ -9,6 +9,7 @@ from typing import Any
 from aiohttp import StreamReader, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import RawRequestMessage
+from yarl import URL
 
 from service.web.connection import Connection, Terms
 
@@ -16,6 +17,10 @@ from service.web.connection import Connection, Terms
 # the answer arrives; a connection closed with unread data is reset.
 LINGERING_TIME = 2.0
 BACKLOG = 1024  # connections that wait to be accepted; the system may allow fewer
+# aiohttp looks for a route at each slash of a path, in time by the square of their number.
+LONG = 256  # characters of a path and its query, below which that does not take long
+SLASHES = 16  # more than any route has
+NOWHERE = URL("/nowhere")
 
 
 class _Server(web.Server):
@@ -36,6 +41,8 @@ class _Server(web.Server):
         task: "asyncio.Task[None]",
     ) -> web.BaseRequest:
         connection.begin(message, body)
+        if len(message.path) > LONG and message.url.raw_path.count("/") > SLASHES:
+            message = message._replace(url=NOWHERE)
         return self._make(message, body, connection, writer, task)
 
     def __call__(self) -> web.RequestHandler:

@@ -1,11 +1,13 @@
 """POST /systemevent: the events that a caller may see, each with the caller's read state."""
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.conftest import Database, Start, bearer
@@ -550,3 +552,36 @@ async def test_the_bound_counts_what_is_looked_at(start: Start) -> None:
         body = await answer.json()
         assert body["more"] is True
         assert (body["total"], [event["id"] for event in body["events"]]) == (total, ids)
+
+
+async def test_long_details_are_encoded_in_many_turns_of_the_loop(
+    client: Client, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However much a list has in all, others have their turn in between."""
+    long = 400_000
+    theirs = "update system_event_log set json_data = {} where organization_id = 'globex'"
+    await database.owner.execute(theirs.format(f"repeat('x', {long})"))
+    encode, most, size = msgspec.json.encode, 0, 0
+
+    def encoded(value: object) -> bytes:
+        nonlocal most, size
+        text = encode(value)
+        size += len(text)
+        most = max(most, size)
+        return text
+
+    async def turns() -> None:
+        nonlocal size
+        while True:
+            await asyncio.sleep(0)
+            size = 0
+
+    monkeypatch.setattr(msgspec.json, "encode", encoded)
+    watch = asyncio.create_task(turns())
+    for body in ({}, {"cursor": None}):
+        answer = await client.post("/systemevent", json=body, headers=bearer("gina"))
+        events = (await answer.json())["events"]
+        assert [len(event["jsonData"]) for event in events] == [long] * 20
+    watch.cancel()
+    await database.owner.execute(theirs.format("null"))
+    assert most < 3 * long

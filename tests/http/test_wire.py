@@ -24,7 +24,8 @@ from service.observing import Observers
 from service.web import connection as connection_module
 from service.web.connection import Terms
 from service.web.cors import Cors
-from service.web.intake import portion
+from service.web.intake import PORTION, portion
+from service.web.middlewares import LARGE_EACH
 from service.web.protocol import Runner
 from tests.conftest import Database, Service, Start, bearer
 from tests.support.cluster import Cluster
@@ -377,6 +378,43 @@ async def test_many_pipelined_requests_are_answered(client: Client, database: Da
     assert await database.read_rows() == {("acme", "alice", n) for n in range(1, 21)}
 
 
+@pytest.mark.parametrize("token", [True, False])
+async def test_many_requests_behind_a_late_body_are_answered(
+    client: Client, *, token: bool
+) -> None:
+    """The parser then stops a request earlier than its queue is full; none is forgotten."""
+    async with connect(client) as connection:
+        await connection.send(request(b"Expect: 100-continue", b"Content-Length: 9", body=b""))
+        assert (await connection.answer()).status == 100
+        await connection.send(BODY)
+        assert (await connection.answer()).status == 200
+        await connection.send(request(token=token) * 100)
+        for _ in range(100):
+            assert (await connection.answer()).status == (200 if token else 401)
+
+
+@pytest.mark.parametrize("over", range(6))
+async def test_a_body_in_many_chunks_may_wait_for_its_turn(client: Client, over: int) -> None:
+    """Of more chunks than aiohttp keeps; wherever it stops in a portion, it goes on."""
+    expect = request(b"Expect: 100-continue", b"Content-Length: 10000", body=b"")
+    kept = b"1\r\n \r\n" * (2**14 + 1)
+    pad = PORTION + over - len(request(TE, b"X-Pad: ", body=kept)) % PORTION
+    body = kept + b"1\r\n \r\n" * 100 + CHUNKED
+    async with contextlib.AsyncExitStack() as stack:
+        first = [await stack.enter_async_context(connect(client)) for _ in range(LARGE_EACH)]
+        for connection in first:  # it has the caller's turns
+            await connection.send(expect)
+            assert (await connection.answer()).status == 100
+        last = await stack.enter_async_context(connect(client))
+        await last.send(request(TE, b"X-Pad: " + b"x" * pad, body=body))
+        connections = server_of(client).connections
+        await until(lambda: any(it._reading_paused for it in connections))
+        for connection in first:
+            await connection.send(BODY.ljust(10_000))
+            assert (await connection.answer()).status == 200
+        assert (await last.answer()).status == 200
+
+
 @pytest.mark.parametrize("seed", range(20))
 async def test_pipelined_bodies_of_any_size_are_answered(
     client: Client, database: Database, seed: int
@@ -569,6 +607,85 @@ async def test_who_connects_and_asks_nothing_makes_room(
         assert (await busy.answer()).status == 200
 
 
+def of(user: str, *lines: bytes, body: bytes = BODY) -> bytes:
+    """A request of somebody."""
+    authorization = f"Authorization: {bearer(user)['Authorization']}".encode()
+    return request(authorization, *lines, body=body, token=False)
+
+
+STALLED = (b"Content-Length: 9", b"Expect: 100-continue")
+
+
+async def test_who_is_late_with_a_body_makes_room(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where all connections have a request, the one whose body is awaited longest is closed."""
+    monkeypatch.setattr("service.web.connection.MOST", 4)
+    client = await start()
+    async with contextlib.AsyncExitStack() as stack:
+        late = {}
+        for user in ("alice", "bob", "owner", "admin"):
+            late[user] = await stack.enter_async_context(connect(client))
+            await late[user].send(of(user, *STALLED, body=b""))
+            assert (await late[user].answer()).status == 100
+        await late["alice"].send(BODY)
+        assert (await late["alice"].answer()).status == 200
+        await late["alice"].send(of("alice", *STALLED, body=b""))  # the last now
+        assert (await late["alice"].answer()).status == 100
+        other = await stack.enter_async_context(connect(client))
+        await other.send(of("gina"))
+        assert (await other.answer()).status == 200
+        assert await late.pop("bob").rest() == b""
+        for connection in late.values():
+            await connection.send(BODY)
+            assert (await connection.answer()).status == 200
+
+
+async def test_one_caller_leaves_connections_to_others(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many requests of theirs wait for what: a quarter is theirs."""
+    monkeypatch.setattr("service.web.connection.MOST", 8)
+    client = await start()
+    async with contextlib.AsyncExitStack() as stack:
+        stalled = [await stack.enter_async_context(connect(client)) for _ in range(2)]
+        for connection in stalled:
+            await connection.send(of("alice", *STALLED, body=b""))
+            assert (await connection.answer()).status == 100
+        for user, status in (("alice", 503), ("gina", 200)):
+            async with connect(client) as connection:
+                await connection.send(of(user))
+                assert (await connection.answer()).status == status
+        for connection in stalled:
+            await connection.send(BODY)
+            assert (await connection.answer()).status == 200
+            await connection.send(of("alice"))  # it has its share again
+            assert (await connection.answer()).status == 200
+
+
+async def test_a_path_of_many_slashes_is_not_looked_up(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A route would be looked for at each of them; those of a query do not count."""
+    looked_up, resolve = [], web.UrlDispatcher.resolve
+
+    async def look_up(router: web.UrlDispatcher, request: web.Request) -> web.UrlMappingMatchInfo:
+        looked_up.append(request.rel_url.path)
+        return await resolve(router, request)
+
+    monkeypatch.setattr(web.UrlDispatcher, "resolve", look_up)
+    slashes = b"/" * 8000
+    async with connect(client) as connection:
+        for path, status in (
+            (slashes, 404),
+            (b"http://x" + slashes, 404),
+            (b"/systemevent/read?" + slashes, 200),
+        ):
+            await connection.send(request(line=b"POST %b HTTP/1.1" % path))
+            assert (await connection.answer()).status == status
+    assert looked_up == ["/nowhere", "/nowhere", "/systemevent/read"]
+
+
 @pytest.mark.parametrize(
     "sent",
     [request(), request(token=False), request(line=b"PUT /systemevent/read HTTP/1.1")],
@@ -646,6 +763,30 @@ async def test_answers_that_nobody_takes_are_bounded_in_total(
             transport = server.connections[0].transport
             assert transport is not None
             assert transport.get_extra_info("peername") == second.getsockname()
+
+
+async def test_who_leaves_little_is_not_cut_off_for_others(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long it has been: the caller who leaves most pays, with what was left first."""
+    monkeypatch.setattr("service.web.connection.UNTAKEN", 170_000)  # less than three leave
+    client = await start(LIMITS_DEADLINE="600")
+    server, loop = server_of(client), asyncio.get_running_loop()
+
+    async def fill(sock: socket.socket, user: str) -> None:
+        while not server.connections[-1].writing_paused:
+            await loop.sock_sendall(sock, of(user))
+            await asyncio.sleep(0)
+
+    async with contextlib.AsyncExitStack() as stack:
+        names: dict[Any, int] = {}
+        for user in ("gina", "alice", "alice"):
+            sock = await stack.enter_async_context(deaf(server, client.port))
+            names[sock.getsockname()] = len(names)
+            await fill(sock, user)
+        await until(lambda: len(server.connections) == 2)
+        transports = [connection.transport for connection in server.connections]
+        assert [names[it.get_extra_info("peername")] for it in transports if it] == [0, 2]
 
 
 async def test_garbage_behind_a_request_is_refused(client: Client, database: Database) -> None:
@@ -754,6 +895,23 @@ async def test_what_waits_to_be_parsed_is_bounded(
         await connection.send(request(TE, body=b"1\r\n \r\n" * 400_000 + CHUNKED))
         assert (await connection.answer()).status == 413
     assert 0 < most < 2**20
+
+
+@pytest.mark.parametrize("line", [b"CONNECT x:80 HTTP/1.1", b"GET /x HTTP/1.1"])
+async def test_what_is_behind_an_upgrade_is_not_parsed(
+    client: Client, monkeypatch: pytest.MonkeyPatch, line: bytes
+) -> None:
+    """It has no answer, and aiohttp would parse all of it at once."""
+
+    def parsed(_: StreamReader) -> NoReturn:
+        pytest.fail("parsed")
+
+    monkeypatch.setattr(StreamReader, "begin_http_chunk_receiving", parsed)
+    async with connect(client) as connection:
+        upgrade = request(UPGRADE, b"Upgrade: websocket", line=line, body=b"")
+        await connection.send(upgrade + request(TE, body=b"1\r\n \r\n" * 10_000))
+        answer = await connection.answer()
+        assert (answer.status, answer.headers["Connection"]) == (404, "close")
 
 
 async def test_a_body_that_breaks_behind_its_answer_is_no_fault(

@@ -42,6 +42,27 @@ def test_one_caller_has_no_more_than_a_quarter_of_a_lane(loop: asyncio.AbstractE
     queue.join(member(loop, "flood"), 0)  # what was taken does not count
 
 
+def test_one_caller_has_no_more_than_a_quarter_of_the_ids_of_a_lane(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    """Else a lane for 1,000,000 were full with 500 requests of one, a twentieth of its places."""
+    queue = lane()
+    for _ in range(100):
+        queue.join(member(loop, "flood", ids=2500), 0)
+    with pytest.raises(Unavailable) as refusal:
+        queue.join(member(loop, "flood", ids=2500), 0)
+    assert refusal.value.cause == "share of the queue full"
+    queue.join(member(loop, "flood", ids=250), 0)  # few do not count
+    queue.join(member(loop, "other", ids=10_000), 0)
+    for _ in queue.take(0):  # what was taken does not count
+        queue.join(member(loop, "flood", ids=2500), 0)
+    with pytest.raises(Unavailable):
+        queue.join(member(loop, "flood", ids=2500), 0)
+    while queue.queued:
+        queue.take(0)
+    queue.join(member(loop, "flood", ids=10_000), 0)
+
+
 def test_callers_are_served_in_rotation(loop: asyncio.AbstractEventLoop) -> None:
     """Who asks for much waits for itself; each one's requests keep their order."""
     queue = lane(max_requests=4)

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import math
 from functools import partial
 
 import pytest
@@ -13,8 +14,8 @@ from service.turns import Rotation, Turns
 class Errands:
     """Callers who hold their turn until the test ends it."""
 
-    def __init__(self, each: int) -> None:
-        self.turns = Turns(each)
+    def __init__(self, each: int, most: float = math.inf) -> None:
+        self.turns = Turns(each, most)
         self.held: list[str] = []
 
     async def start(self, caller: str, seconds: float = 60) -> "asyncio.Task[None]":
@@ -54,6 +55,21 @@ async def test_who_has_enough_waits_in_a_line_of_their_own() -> None:
     assert sorted(errands.held) == ["alice", "alice", "bob"]  # the third has its turn
     await end(*alice[1:], bob)
     assert errands.held == []
+
+
+async def test_a_line_that_is_too_long_is_refused_at_once() -> None:
+    """Those of other callers are not."""
+    errands = Errands(each=1, most=2)
+    alice = [await errands.start("alice") for _ in range(2)]
+    with pytest.raises(Unavailable) as refusal:
+        await (await errands.start("alice"))
+    assert refusal.value.cause == "turns"
+    bob = await errands.start("bob")
+    assert sorted(errands.held) == ["alice", "bob"]
+    await end(*alice, bob)
+    again = await errands.start("alice")
+    assert errands.held == ["alice"]
+    await end(again)
 
 
 async def test_who_waits_is_refused_at_the_deadline_and_leaves_the_line() -> None:
