@@ -225,7 +225,7 @@ def load(url: str) -> None:
 
 
 @dataclass
-class Database:
+class Sandbox:
     """A database of a test's own, with the data of tests/support/data.sql."""
 
     url: str  # as the service's role
@@ -244,12 +244,12 @@ _numbers = itertools.count()
 
 
 @pytest.fixture
-async def database(cluster: Cluster) -> AsyncIterator[Database]:
+async def database(cluster: Cluster) -> AsyncIterator[Sandbox]:
     """A copy of the migrated database, dropped after the test."""
     name = f"test_{next(_numbers)}"
     with new_database(cluster, name) as url:
         owner = await connect(url)
-        yield Database(cluster.url(name, ROLE), url, owner)
+        yield Sandbox(cluster.url(name, ROLE), url, owner)
         await owner.close()
 
 
@@ -304,7 +304,7 @@ Start = Callable[..., Awaitable[TestClient[Any, Any]]]
 
 
 @pytest.fixture
-def start(aiohttp_client: AiohttpClient, database: Database) -> Start:
+def start(aiohttp_client: AiohttpClient, database: Sandbox) -> Start:
     """Start a service on the test's database; keywords are variables: CORS_ORIGINS="..."."""
 
     async def start(url: str = database.url, *, ready: bool = True, **environ: str) -> Any:

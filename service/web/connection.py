@@ -54,11 +54,11 @@ class Terms:
     chunks: Rotation = field(default_factory=Rotation)  # of what comes in chunks
     most: int = field(default_factory=most_connections)  # beyond, one that waits is closed
     open: int = 0  # connections
-    idle: "dict[Connection, None]" = field(default_factory=dict)  # the longest first
+    idle: "dict[ClientConnection, None]" = field(default_factory=dict)  # the longest first
     # Whose body was not all there when its turn came; the longest first
-    late: "dict[Connection, None]" = field(default_factory=dict)
+    late: "dict[ClientConnection, None]" = field(default_factory=dict)
     # Bytes that wait for each client that does not take its answers; who began first is first
-    untaken: "dict[Connection, int]" = field(default_factory=dict)
+    untaken: "dict[ClientConnection, int]" = field(default_factory=dict)
 
     def close_one(self) -> None:
         """Close who has been idle for the longest; where nobody is, who is late with a body."""
@@ -83,7 +83,7 @@ class Terms:
             next(each for each in self.untaken if each.caller == most).cut_off()
 
 
-class Connection(web.RequestHandler):
+class ClientConnection(web.RequestHandler):
     """One connection of a client.
 
     aiohttp bounds what a client may send ahead, and waits with the next request while the answers

@@ -11,7 +11,7 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import RawRequestMessage
 from yarl import URL
 
-from service.web.connection import Connection, Terms
+from service.web.connection import ClientConnection, Terms
 
 # What a client still sends after its answer is read and dropped for this long, in seconds, so that
 # the answer arrives; a connection closed with unread data is reset.
@@ -46,7 +46,7 @@ class _Server(web.Server):
         return self._make(message, body, connection, writer, task)
 
     def __call__(self) -> web.RequestHandler:
-        return Connection(self, self._terms, **self._options)
+        return ClientConnection(self, self._terms, **self._options)
 
 
 class Runner(web.AppRunner):

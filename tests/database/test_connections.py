@@ -17,7 +17,7 @@ from service.database.outage import Outage
 from service.database.queries import load_queries
 from service.database.retry import fetch
 from service.observing import Observers
-from tests.conftest import Database, Service, Start, bearer
+from tests.conftest import Sandbox, Service, Start, bearer
 
 # Limits of sessions, and what is left of them on the server
 pytestmark = pytest.mark.session
@@ -35,7 +35,7 @@ def connections(address: str, size: int = 1, seconds: float = 0.5) -> Connection
 
 
 @pytest.mark.parametrize("seconds", [0.2, 30], ids=["the caller's time", "statement_timeout"])
-async def test_a_statement_ends_on_the_server(database: Database, seconds: float) -> None:
+async def test_a_statement_ends_on_the_server(database: Sandbox, seconds: float) -> None:
     """By the caller's deadline, or by statement_timeout, which is half a second here."""
     tried = connections(database.url)
     with pytest.raises(asyncpg.QueryCanceledError):
@@ -47,7 +47,9 @@ async def test_a_statement_ends_on_the_server(database: Database, seconds: float
     await tried.close()
 
 
-async def test_a_statement_that_waits_for_a_lock_ends_by_the_deadline(database: Database) -> None:
+async def test_a_statement_that_waits_for_a_lock_ends_by_the_deadline(
+    database: Sandbox,
+) -> None:
     """And does not do its work when the lock goes."""
     await database.owner.execute("insert into system_event_read values ('acme', 'alice', 1, now())")
     tried = connections(database.url, seconds=60)
@@ -59,7 +61,7 @@ async def test_a_statement_that_waits_for_a_lock_ends_by_the_deadline(database: 
     await tried.close()
 
 
-async def test_no_attempt_begins_when_the_time_is_over(database: Database) -> None:
+async def test_no_attempt_begins_when_the_time_is_over(database: Sandbox) -> None:
     tried = connections(database.url)
     await tried.fetch("select 1", seconds=30)
     with pytest.raises(TimeoutError):
@@ -68,7 +70,7 @@ async def test_no_attempt_begins_when_the_time_is_over(database: Database) -> No
 
 
 async def test_a_place_is_taken_until_the_server_has_ended_what_was_given_up(
-    database: Database,
+    database: Sandbox,
 ) -> None:
     """Otherwise what is left behind there could grow without bound."""
     tried = connections(database.url, 2, seconds=60)
@@ -85,7 +87,7 @@ async def test_a_place_is_taken_until_the_server_has_ended_what_was_given_up(
 
 
 async def test_what_is_left_behind_counts_while_the_server_says_that_it_is_there(
-    database: Database, monkeypatch: pytest.MonkeyPatch
+    database: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that does not end takes a place; no more than there are places."""
     there = True
@@ -108,7 +110,7 @@ async def test_what_is_left_behind_counts_while_the_server_says_that_it_is_there
     await tried.close()
 
 
-async def test_a_statement_that_is_cut_off_counts_as_left_behind(database: Database) -> None:
+async def test_a_statement_that_is_cut_off_counts_as_left_behind(database: Sandbox) -> None:
     """Whatever asyncpg says of it: the server may still be at work on it."""
     await database.owner.execute(
         "create function stay() returns void language plpgsql as $$ begin perform pg_sleep(30);"
@@ -127,7 +129,7 @@ async def test_a_statement_that_is_cut_off_counts_as_left_behind(database: Datab
     await tried.close()
 
 
-async def test_statements_that_are_lost_are_prepared_again(database: Database) -> None:
+async def test_statements_that_are_lost_are_prepared_again(database: Sandbox) -> None:
     """A connection behind a proxy may be given another session: it is left for a new one."""
     tried = connections(database.url)
     later = asyncio.get_running_loop().time() + 30
@@ -139,7 +141,7 @@ async def test_statements_that_are_lost_are_prepared_again(database: Database) -
 
 
 @pytest.fixture
-async def hole(database: Database) -> AsyncIterator[list[object]]:
+async def hole(database: Sandbox) -> AsyncIterator[list[object]]:
     """A server on another address and the same port, that never answers; who came to it."""
     came: list[object] = []
 
@@ -179,7 +181,7 @@ WHERE = {
 async def test_an_address_that_never_answers_takes_its_share_of_the_time(
     where: str,
     start: Start,
-    database: Database,
+    database: Sandbox,
     hole: list[object],
     names: dict[str, list[str]],
     monkeypatch: pytest.MonkeyPatch,
@@ -205,7 +207,7 @@ async def test_an_address_that_never_answers_takes_its_share_of_the_time(
 
 
 async def test_an_address_that_did_not_answer_comes_last(
-    database: Database, hole: list[object]
+    database: Sandbox, hole: list[object]
 ) -> None:
     """For a while, so that not each new connection waits for it."""
     address = database.url.replace("@", "@127.0.0.2:{port},").format(
@@ -218,7 +220,7 @@ async def test_an_address_that_did_not_answer_comes_last(
     assert len(hole) == 1
 
 
-async def test_nothing_is_kept_after_the_end(database: Database) -> None:
+async def test_nothing_is_kept_after_the_end(database: Sandbox) -> None:
     """A statement that ends after close() does not leave its connection behind."""
     tried = connections(database.url, seconds=30.0)
     late = asyncio.create_task(tried.fetch("select pg_sleep(0.2)", seconds=60))

@@ -20,7 +20,7 @@ from service.database.queries import load_queries
 from tests.conftest import (
     ROLE,
     ROOT,
-    Database,
+    Sandbox,
     Service,
     Start,
     bearer,
@@ -374,7 +374,7 @@ async def test_a_database_that_cannot_hold_all_text_is_refused(
     ],
 )
 async def test_the_platform_changes_a_columns_type(
-    start: Start, database: Database, change: str
+    start: Start, database: Sandbox, change: str
 ) -> None:
     """Our views are in its way; the service does without them, and `migrate` brings them back."""
     client = await start()
@@ -523,7 +523,7 @@ from generate_series(1, 2000);
 
 
 @pytest.mark.parametrize("seed", ["0.4", "0.5"])
-async def test_the_views_agree_on_who_sees_what(database: Database, seed: str) -> None:
+async def test_the_views_agree_on_who_sees_what(database: Sandbox, seed: str) -> None:
     """What is counted by groups is what is counted one by one."""
     times = "update system_event_read set read_at = now() + random() * interval '1 day'"
     psql(database.owner_url, ANYTHING.format(seed=seed), times)

@@ -11,7 +11,7 @@ from service import config
 from service.database import prune as module
 from service.database.prune import Progress, prune
 from service.errors import ConfigError
-from tests.conftest import Database, psql
+from tests.conftest import Sandbox, psql
 
 # The README: directly, and not through a pooler, which drops what keeps others safe.
 pytestmark = pytest.mark.session
@@ -41,12 +41,12 @@ EXISTS = """
 """
 
 
-def of(database: Database) -> config.Database:
+def of(database: Sandbox) -> config.Database:
     """Configuration as the service's role has it: pruning needs no other."""
     return config.Database(url=database.url)
 
 
-async def run(database: Database, **options: Any) -> Progress:
+async def run(database: Sandbox, **options: Any) -> Progress:
     """Prune; what was done."""
     progress = Progress()
     await prune(of(database), progress, **options)
@@ -54,7 +54,7 @@ async def run(database: Database, **options: Any) -> Progress:
 
 
 @pytest.fixture
-async def some(database: Database, monkeypatch: pytest.MonkeyPatch) -> Database:
+async def some(database: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
     """A database with such rows, looked at a few at a time."""
     monkeypatch.setattr(module, "LOOK", 7)
     monkeypatch.setattr(module, "LARGEST", 4)
@@ -62,7 +62,7 @@ async def some(database: Database, monkeypatch: pytest.MonkeyPatch) -> Database:
     return database
 
 
-async def test_rows_whose_event_is_gone_go(some: Database) -> None:
+async def test_rows_whose_event_is_gone_go(some: Sandbox) -> None:
     """In every organization, and no others; the second time there is nothing to do."""
     before = len(await some.read_rows())
     expected = {tuple(row) for row in await some.owner.fetch(EXISTS)}
@@ -74,7 +74,7 @@ async def test_rows_whose_event_is_gone_go(some: Database) -> None:
     assert (again.found, again.deleted, again.looked) == ({}, 0, len(expected))
 
 
-async def test_rows_whose_event_is_old_go_where_that_is_asked_for(some: Database) -> None:
+async def test_rows_whose_event_is_old_go_where_that_is_asked_for(some: Sandbox) -> None:
     """Together with those whose event is gone."""
     recent = f"{EXISTS} where e.\"timestamp\" > now() - interval '90 days'"
     expected = {tuple(row) for row in await some.owner.fetch(recent)}
@@ -84,7 +84,7 @@ async def test_rows_whose_event_is_old_go_where_that_is_asked_for(some: Database
     assert progress.deleted == GONE + OLD
 
 
-async def test_the_rows_of_a_user_go_in_every_organization(some: Database) -> None:
+async def test_the_rows_of_a_user_go_in_every_organization(some: Sandbox) -> None:
     """Those of the past included; nobody else's."""
     expected = {row for row in await some.read_rows() if row[1] != "alice"}
     progress = await run(some, user_id="alice")
@@ -94,9 +94,7 @@ async def test_the_rows_of_a_user_go_in_every_organization(some: Database) -> No
 
 
 @pytest.mark.parametrize("options", [{}, {"older_than": 90}, {"user_id": "bob"}])
-async def test_a_dry_run_counts_and_removes_nothing(
-    some: Database, options: dict[str, Any]
-) -> None:
+async def test_a_dry_run_counts_and_removes_nothing(some: Sandbox, options: dict[str, Any]) -> None:
     """It may run where nothing can be written, too."""
     before = await some.read_rows()
     name = some.url.rpartition("/")[2]
@@ -111,7 +109,7 @@ async def test_a_dry_run_counts_and_removes_nothing(
 
 
 @pytest.fixture
-async def other(database: Database) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+async def other(database: Sandbox) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
     """Another session of the owner."""
     connection = await asyncpg.connect(database.owner_url)
     yield connection
@@ -122,7 +120,7 @@ LOCKED = "select from system_event_read where organization_id = 'zeta' for updat
 
 
 async def test_a_locked_row_is_left_and_the_others_go(
-    some: Database, other: "asyncpg.Connection[asyncpg.Record]", monkeypatch: pytest.MonkeyPatch
+    some: Sandbox, other: "asyncpg.Connection[asyncpg.Record]", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are counted as left, and go the next time."""
     monkeypatch.setattr(module, "PAUSE", 0)
@@ -137,7 +135,7 @@ async def test_a_locked_row_is_left_and_the_others_go(
 
 
 async def test_a_row_that_was_locked_is_tried_again(
-    some: Database, other: "asyncpg.Connection[asyncpg.Record]", monkeypatch: pytest.MonkeyPatch
+    some: Sandbox, other: "asyncpg.Connection[asyncpg.Record]", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At the end, when its lock may be gone."""
     monkeypatch.setattr(module, "LAST_TRIES", 10_000)
@@ -153,7 +151,7 @@ async def test_a_row_that_was_locked_is_tried_again(
 
 
 async def test_too_many_locked_rows_end_it(
-    some: Database, other: "asyncpg.Connection[asyncpg.Record]", monkeypatch: pytest.MonkeyPatch
+    some: Sandbox, other: "asyncpg.Connection[asyncpg.Record]", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is kept in mind of them is bounded."""
     monkeypatch.setattr(module, "MAX_ASIDE", 9)
@@ -178,7 +176,7 @@ SLOW = """
 
 
 async def test_a_slow_disk_makes_the_steps_smaller(
-    some: Database, monkeypatch: pytest.MonkeyPatch
+    some: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So that no row stays locked for longer than a blink: three rows, at 30 ms in 100."""
     monkeypatch.setattr(module, "LARGEST", 500)
@@ -193,7 +191,7 @@ async def test_a_slow_disk_makes_the_steps_smaller(
 # A log that is not there, or not to be seen
 
 
-async def test_an_empty_log_is_not_believed(some: Database) -> None:
+async def test_an_empty_log_is_not_believed(some: Sandbox) -> None:
     """A view that shows nothing must not cost all read state."""
     before = await some.read_rows()
     psql(some.owner_url, "truncate system_event_log")
@@ -202,7 +200,7 @@ async def test_an_empty_log_is_not_believed(some: Database) -> None:
     assert await some.read_rows() == before
 
 
-async def test_a_log_that_shows_a_part_is_not_believed(some: Database) -> None:
+async def test_a_log_that_shows_a_part_is_not_believed(some: Sandbox) -> None:
     """Row security would make the rest look as if it were gone."""
     before = await some.read_rows()
     psql(
@@ -215,7 +213,7 @@ async def test_a_log_that_shows_a_part_is_not_believed(some: Database) -> None:
     assert await some.read_rows() == before
 
 
-async def test_a_database_that_is_away_is_told(database: Database) -> None:
+async def test_a_database_that_is_away_is_told(database: Sandbox) -> None:
     """In a line, with the key of the configuration."""
     with pytest.raises(ConfigError, match=r"^database\.url: "):
         await prune(config.Database(url="postgresql://127.0.0.1:1/x"), Progress())

@@ -13,7 +13,7 @@ from aiohttp.test_utils import TestClient
 
 from service.database.migrations import VIEWS, migrate, undo
 from service.errors import ConfigError
-from tests.conftest import ROLE, Database, Service, Start, bearer, serving_postgres
+from tests.conftest import ROLE, Sandbox, Service, Start, bearer, serving_postgres
 from tests.support.cluster import POOLED, Cluster
 from tests.support.process import PATIENCE
 
@@ -142,7 +142,7 @@ GRANTS = [
 
 @pytest.mark.parametrize(("privilege", "relation"), GRANTS)
 async def test_a_grant_is_missing(
-    client: Client, database: Database, privilege: str, relation: str
+    client: Client, database: Sandbox, privilege: str, relation: str
 ) -> None:
     """Without any one of the grants it needs the service is unready, until it has it."""
     await database.owner.execute(f"revoke {privilege} on {relation} from {ROLE}")
@@ -155,7 +155,7 @@ async def test_a_grant_is_missing(
     assert await ask(client) == READY
 
 
-async def test_a_relation_is_missing(client: Client, database: Database) -> None:
+async def test_a_relation_is_missing(client: Client, database: Sandbox) -> None:
     """Without the platform's tables the service is unready, until they are there."""
     await database.owner.execute("alter table system_event_log rename to event_log")
     assert await ask(client) == not_ready(
@@ -165,7 +165,7 @@ async def test_a_relation_is_missing(client: Client, database: Database) -> None
     assert await ask(client) == READY
 
 
-async def test_a_column_has_another_type(client: Client, database: Database) -> None:
+async def test_a_column_has_another_type(client: Client, database: Sandbox) -> None:
     """Of a relation that changed since, the same is told as by `migrate`."""
     undo(database.owner_url, VIEWS)
     await database.owner.execute("alter table workspace_user alter workspace_id type char(8)")
@@ -177,7 +177,7 @@ async def test_a_column_has_another_type(client: Client, database: Database) -> 
         migrate(database.owner_url)
 
 
-async def test_a_migration_is_pending(client: Client, database: Database) -> None:
+async def test_a_migration_is_pending(client: Client, database: Sandbox) -> None:
     """A schema that lost a migration is named, until it is applied."""
     rename = "update system_event_read_migration set migration_id = $2 where migration_id = $1"
     await database.owner.execute(rename, "0003_views", "0003_other")
@@ -189,7 +189,7 @@ async def test_a_migration_is_pending(client: Client, database: Database) -> Non
     assert await ask(client) == READY
 
 
-async def test_a_newer_schema_is_good(client: Client, database: Database) -> None:
+async def test_a_newer_schema_is_good(client: Client, database: Sandbox) -> None:
     """Migrations of a later version do not stop this one, so that versions can take turns."""
     await database.owner.execute(
         "insert into system_event_read_migration (migration_hash, migration_id) "
@@ -198,7 +198,7 @@ async def test_a_newer_schema_is_good(client: Client, database: Database) -> Non
     assert await ask(client) == READY
 
 
-async def test_a_standby_is_not_ready(client: Client, database: Database) -> None:
+async def test_a_standby_is_not_ready(client: Client, database: Sandbox) -> None:
     """A database that takes no writes makes the service unready, until it does."""
     name = database.url.rpartition("/")[2]
     theirs = "from pg_stat_activity where usename = $1 and datname = $2"

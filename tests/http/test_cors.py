@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import aiohttp
 import pytest
 
-from tests.conftest import Database, Start, bearer
+from tests.conftest import Sandbox, Start, bearer
 from tests.support.cluster import Cluster
 from tests.support.shared import Client, Shared, refused, serve
 
@@ -45,7 +45,7 @@ async def shared(cluster: Cluster) -> AsyncIterator[Shared]:
 
 
 @pytest.fixture
-def database(shared: Shared) -> Database:
+def database(shared: Shared) -> Sandbox:
     """The database of that service."""
     return shared.database
 
@@ -214,7 +214,7 @@ async def test_a_page_reads_every_answer(
 
 @endpoints
 async def test_a_page_reads_a_fault_of_ours(
-    client: Client, database: Database, method: str, path: str
+    client: Client, database: Sandbox, method: str, path: str
 ) -> None:
     """500 is an answer like any other."""
     await database.owner.execute("alter table system_event_read rename to lost")

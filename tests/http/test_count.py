@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Database, Start, bearer
+from tests.conftest import Sandbox, Start, bearer
 from tests.http.test_list import SEEN, mark, page
 from tests.support.shared import Client, refused
 
@@ -60,6 +60,6 @@ async def test_refusals_are_those_of_a_list(client: Client) -> None:
         assert (await refused(answer)).startswith(message)
 
 
-async def test_nothing_is_written(client: Client, database: Database) -> None:
+async def test_nothing_is_written(client: Client, database: Sandbox) -> None:
     await count(client)
     assert await database.read_rows() == set()

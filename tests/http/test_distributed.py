@@ -9,7 +9,7 @@ import pytest
 
 from service import app
 from service.database.queries import load_queries
-from tests.conftest import Database, Service, Start, bearer
+from tests.conftest import Sandbox, Service, Start, bearer
 from tests.http.test_admin import ask, not_ready
 from tests.http.test_list import SEEN
 
@@ -34,7 +34,7 @@ BODIES: Sequence[dict[str, object]] = (
 
 
 @pytest.fixture
-async def change(database: Database, monkeypatch: pytest.MonkeyPatch) -> Change:
+async def change(database: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Change:
     """Changes texts of statements, for services that start from now on."""
     await database.owner.execute(SHARDED)
     queries = load_queries()
@@ -62,7 +62,7 @@ async def answers(client: Any, user: str) -> list[Any]:
 
 
 async def test_the_organization_is_looked_up_first(
-    start: Start, database: Database, change: Change
+    start: Start, database: Sandbox, change: Change
 ) -> None:
     """Every caller is told what a single server tells, and what is marked is the same."""
     users = [*SEEN, "nobody", "stranger"]
@@ -78,7 +78,7 @@ async def test_the_organization_is_looked_up_first(
 
 
 async def test_a_caller_who_moves_in_between(
-    start: Start, database: Database, change: Change
+    start: Start, database: Sandbox, change: Change
 ) -> None:
     """A statement with the organization of before finds nothing, so both are asked again."""
     await database.owner.execute("create sequence looked; grant usage on looked to public")

@@ -15,7 +15,7 @@ import pytest
 from aiohttp.test_utils import TestClient
 
 from service.database.group_commit import GroupCommit, Row
-from tests.conftest import ROLE, Database, Start, bearer
+from tests.conftest import ROLE, Sandbox, Start, bearer
 
 Client = TestClient[Any, Any]
 EVENTS = 20  # ids 1..20 exist in acme
@@ -62,7 +62,7 @@ def arrived(monkeypatch: pytest.MonkeyPatch) -> Arrived:
 
 
 @contextlib.asynccontextmanager
-async def held(database: Database, mode: str = "exclusive") -> AsyncIterator[None]:
+async def held(database: Sandbox, mode: str = "exclusive") -> AsyncIterator[None]:
     """Let every statement that writes wait, while the context lasts."""
     async with database.owner.transaction():
         await database.owner.execute(f"lock table system_event_read in {mode} mode")
@@ -84,7 +84,7 @@ def sending(client: Client, user: str, body: object) -> asyncio.Task[int]:
 
 @pytest.mark.single("triggers")
 async def test_concurrent_callers_are_merged(
-    client: Client, database: Database, arrived: Arrived
+    client: Client, database: Sandbox, arrived: Arrived
 ) -> None:
     """A hundred requests, one after the first is in flight, take two statements."""
     await database.owner.execute(COUNT_STATEMENTS)
@@ -103,7 +103,7 @@ async def test_concurrent_callers_are_merged(
 
 @pytest.mark.single("triggers")
 async def test_callers_of_one_statement_have_their_own_answers(
-    client: Client, database: Database, arrived: Arrived
+    client: Client, database: Sandbox, arrived: Arrived
 ) -> None:
     """200, 400, 401 and 403 come out of one statement, refusals in the order of the contract."""
     await database.owner.execute(COUNT_STATEMENTS)
@@ -134,7 +134,7 @@ async def test_callers_of_one_statement_have_their_own_answers(
 
 
 async def test_overlapping_marks_in_opposite_order_never_deadlock(
-    start: Start, database: Database
+    start: Start, database: Sandbox
 ) -> None:
     """Statements that insert the same rows wait for each other in one order, never in a circle."""
     await database.owner.execute(
@@ -159,7 +159,7 @@ async def test_overlapping_marks_in_opposite_order_never_deadlock(
     assert len(await database.read_rows()) == 10_000
 
 
-async def test_overlapping_marks_of_both_kinds_never_fail(start: Start, database: Database) -> None:
+async def test_overlapping_marks_of_both_kinds_never_fail(start: Start, database: Sandbox) -> None:
     """Several statements of both kinds at a time, on the same rows in any order: 200 each."""
     # A deadlock of two deletes is resolved by PostgreSQL, after this time, and retried.
     name = await database.owner.fetchval("select current_database()")
@@ -179,7 +179,7 @@ async def test_overlapping_marks_of_both_kinds_never_fail(start: Start, database
 
 @pytest.mark.single("triggers")
 async def test_a_user_whose_data_is_refused_fails_alone(
-    client: Client, database: Database, arrived: Arrived
+    client: Client, database: Sandbox, arrived: Arrived
 ) -> None:
     """500 for that user, who learns nothing of the reason; 200 for those in the same statement."""
     await database.owner.execute(COUNT_STATEMENTS + REFUSE_BOB)
@@ -196,7 +196,7 @@ async def test_a_user_whose_data_is_refused_fails_alone(
 
 
 async def test_a_statement_that_is_broken_is_run_once(
-    client: Client, database: Database, arrived: Arrived, monkeypatch: pytest.MonkeyPatch
+    client: Client, database: Sandbox, arrived: Arrived, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """500 for all who asked, from one statement; and 200 again once the table is back."""
     rename = "alter table {} rename to {}"
@@ -224,7 +224,7 @@ async def test_a_statement_that_is_broken_is_run_once(
     assert await send(client, "alice", {"id": 1}) == 200
 
 
-async def test_a_full_queue_answers_503(start: Start, database: Database, arrived: Arrived) -> None:
+async def test_a_full_queue_answers_503(start: Start, database: Sandbox, arrived: Arrived) -> None:
     """At once, while the others wait, with Retry-After; and nothing of it is written."""
     client = await start(COMMIT_MAX_QUEUE="2")
     async with held(database):
@@ -245,7 +245,7 @@ async def test_a_full_queue_answers_503(start: Start, database: Database, arrive
 
 @pytest.mark.parametrize("method", ["POST", "DELETE"])
 async def test_a_statement_that_waits_past_the_deadline_answers_503(
-    start: Start, database: Database, method: str
+    start: Start, database: Sandbox, method: str
 ) -> None:
     """With Retry-After; and the service goes on when the database does."""
     client = await start(LIMITS_DEADLINE="0.3", LIMITS_BODY_DEADLINE="0.3")
@@ -261,7 +261,7 @@ async def test_a_statement_that_waits_past_the_deadline_answers_503(
 
 
 async def test_a_caller_who_hangs_up_does_not_lose_its_mark(
-    client: Client, database: Database, arrived: Arrived
+    client: Client, database: Sandbox, arrived: Arrived
 ) -> None:
     """Gone before its statement started: its mark is written all the same, as are the others'."""
     async with held(database):

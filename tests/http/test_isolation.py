@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import Database, bearer
+from tests.conftest import Sandbox, bearer
 from tests.http.test_list import SEEN
 from tests.support.cluster import Cluster
 from tests.support.shared import Shared, serve
@@ -108,7 +108,7 @@ async def shared(cluster: Cluster) -> AsyncIterator[Shared]:
         yield shared
 
 
-async def marks(database: Database) -> dict[Row, datetime]:
+async def marks(database: Sandbox) -> dict[Row, datetime]:
     """What is marked, and since when."""
     rows = await database.owner.fetch("table system_event_read")
     return {(row[0], row[1], row[2]): row[3] for row in rows}

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.conftest import Database, Start, bearer
+from tests.conftest import Sandbox, Start, bearer
 from tests.support.cluster import Cluster
 from tests.support.shared import Client, Shared, clean, refused, serve
 
@@ -121,7 +121,7 @@ SEEN = {
 }
 
 
-async def test_every_field_is_there_with_its_type(client: Client, database: Database) -> None:
+async def test_every_field_is_there_with_its_type(client: Client, database: Sandbox) -> None:
     """The names, types and values of the contract; the time is the database's."""
     rows = await database.owner.fetch(
         "select id, \"timestamp\" from system_event_log where organization_id = 'acme'"
@@ -212,7 +212,7 @@ async def test_filters_narrow_what_a_caller_sees(
 
 @pytest.mark.parametrize("number", [14, 99, -1, 2**15 - 1, -(2**15)])
 async def test_what_has_no_word_is_listed_as_digits_and_can_be_filtered(
-    client: Client, database: Database, number: int
+    client: Client, database: Sandbox, number: int
 ) -> None:
     """Every smallint, as the platform may grow."""
     await database.owner.execute(
@@ -360,7 +360,7 @@ async def test_show_unread_is_the_callers_own_read_state(client: Client) -> None
 
 
 async def test_read_state_does_not_follow_a_user_to_another_organization(
-    client: Client, database: Database
+    client: Client, database: Sandbox
 ) -> None:
     """An event of the same id there is unread."""
     await database.owner.execute(
@@ -428,14 +428,14 @@ async def test_the_body_is_bounded_as_for_marking(client: Client) -> None:
     await refused(answer)
 
 
-async def test_a_list_changes_nothing(client: Client, database: Database) -> None:
+async def test_a_list_changes_nothing(client: Client, database: Sandbox) -> None:
     await listed(client, "alice")
     await listed(client, "alice", showUnread=True)
     assert await database.read_rows() == set()
 
 
 async def test_the_window_is_the_last_24_hours_at_any_time(
-    client: Client, database: Database
+    client: Client, database: Sandbox
 ) -> None:
     """What is to come belongs to it as well: the clocks of writers differ."""
     moment = datetime.now(UTC) + timedelta(minutes=5)
@@ -449,7 +449,7 @@ async def test_the_window_is_the_last_24_hours_at_any_time(
 
 
 @pytest.fixture
-async def add(database: Database) -> AsyncIterator[Callable[[str], Awaitable[None]]]:
+async def add(database: Sandbox) -> AsyncIterator[Callable[[str], Awaitable[None]]]:
     """Add an event of acme with a time, as number 9000, for the test alone."""
 
     async def add(time: str) -> None:
@@ -486,7 +486,7 @@ async def test_an_event_out_of_time_is_not_listed(
         assert (await page(client, **window))["total"] == 20
 
 
-async def test_who_moved_away_has_no_name(client: Client, database: Database) -> None:
+async def test_who_moved_away_has_no_name(client: Client, database: Sandbox) -> None:
     """Nobody sees another organization's users, not even those who were in their own."""
     move = "update users set organization_id = $1 where id = 'bob'"
     await database.owner.execute(move, "globex")
@@ -555,7 +555,7 @@ async def test_the_bound_counts_what_is_looked_at(start: Start) -> None:
 
 
 async def test_long_details_are_encoded_in_many_turns_of_the_loop(
-    client: Client, database: Database, monkeypatch: pytest.MonkeyPatch
+    client: Client, database: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However much a list has in all, others have their turn in between."""
     long = 400_000

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Database, bearer
+from tests.conftest import Sandbox, bearer
 from tests.http.test_list import INITECH, SEEN, listed, mark
 from tests.support.cluster import Cluster
 from tests.support.shared import Client, Shared, clean, refused, serve
@@ -34,14 +34,14 @@ async def mark_everything(client: Client, user: str = "owner", /, **body: object
     return answer.status
 
 
-async def read_by(database: Database, user: str) -> set[int]:
+async def read_by(database: Sandbox, user: str) -> set[int]:
     """What a user has read."""
     return {event for _, reader, event in await database.read_rows() if reader == user}
 
 
 @pytest.mark.parametrize("user", SEEN)
 async def test_all_that_the_caller_sees_is_marked(
-    client: Client, database: Database, user: str
+    client: Client, database: Sandbox, user: str
 ) -> None:
     """And nothing else, for nobody else; the badge is at nothing."""
     assert await mark_everything(client, user) == 200
@@ -51,7 +51,7 @@ async def test_all_that_the_caller_sees_is_marked(
 
 @pytest.mark.parametrize("body", [b"", b" \n", b"{}", b'{"x": 1}', b'{"upTo": null}'])
 async def test_an_empty_body_means_the_last_24_hours(
-    client: Client, database: Database, body: bytes
+    client: Client, database: Sandbox, body: bytes
 ) -> None:
     """As for a list."""
     answer = await client.post(PATH, data=body, headers=bearer("ivan"))
@@ -72,14 +72,14 @@ async def test_an_empty_body_means_the_last_24_hours(
     ],
 )
 async def test_filters_narrow_it(
-    client: Client, database: Database, filters: dict[str, Any], ids: set[int]
+    client: Client, database: Sandbox, filters: dict[str, Any], ids: set[int]
 ) -> None:
     assert await mark_everything(client, "owner", **filters) == 200
     assert await read_by(database, "owner") == ids
 
 
 @pytest.mark.parametrize("until", ["2020-02-29T12:00:00.123Z", "2020-02-29T12:00:00.1238Z"])
-async def test_a_window_is_that_of_a_list(client: Client, database: Database, until: str) -> None:
+async def test_a_window_is_that_of_a_list(client: Client, database: Sandbox, until: str) -> None:
     """All of the last millisecond, where it is a whole one."""
     assert await mark_everything(client, "ivan", to_timestamp=until) == 200
     assert await read_by(database, "ivan") == set(await listed(client, "ivan", to_timestamp=until))
@@ -101,7 +101,7 @@ async def test_a_window_is_that_of_a_list(client: Client, database: Database, un
     ],
 )
 async def test_up_to_leaves_what_is_newer(
-    client: Client, database: Database, user: str, up_to: float, ids: set[int]
+    client: Client, database: Sandbox, user: str, up_to: float, ids: set[int]
 ) -> None:
     """In the list's order; of an unknown or foreign event nothing is marked, and nothing said."""
     since = "2018-01-01T00:00:00Z"
@@ -109,7 +109,7 @@ async def test_up_to_leaves_what_is_newer(
     assert await read_by(database, user) == ids
 
 
-async def test_what_commits_late_stays_unread(client: Client, database: Database) -> None:
+async def test_what_commits_late_stays_unread(client: Client, database: Sandbox) -> None:
     """Rows are marked, and no line is drawn: nobody can have seen it, though it is before upTo."""
     async with database.owner.transaction():
         await database.owner.execute(
@@ -131,7 +131,7 @@ async def test_what_is_no_event_id_is_refused_by_name(client: Client, value: obj
 
 
 async def test_what_a_list_alone_is_asked_does_not_matter(
-    client: Client, database: Database
+    client: Client, database: Sandbox
 ) -> None:
     """Whatever it is."""
     beside = {"skip": 5, "take": 1, "cursor": "x", "showUnread": "no"}
@@ -155,7 +155,7 @@ async def test_who_you_are_comes_before_what_you_said(
     assert (answer.status, await refused(answer)) == (status, message)
 
 
-async def test_the_first_time_is_kept(client: Client, database: Database) -> None:
+async def test_the_first_time_is_kept(client: Client, database: Sandbox) -> None:
     """What is read is passed over, and no row is written."""
     await mark(client, "owner", 3, 4)
     before = {tuple(row) for row in await database.owner.fetch("table system_event_read")}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from service.endpoints import mark_all
-from tests.conftest import Database, Start, bearer
+from tests.conftest import Sandbox, Start, bearer
 from tests.http.test_list import SEEN, listed, mark
 from tests.http.test_mark_all import PATH, mark_everything, read_by
 from tests.support.shared import refused, server_of
@@ -50,14 +50,14 @@ def chunks_of_three(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mark_all, "CHUNK", 3)
 
 
-async def chunks(database: Database) -> list[int]:
+async def chunks(database: Sandbox) -> list[int]:
     """How many rows each statement has inserted."""
     return [row["rows"] for row in await database.owner.fetch("table chunk order by number")]
 
 
 @pytest.mark.single("triggers")
 @pytest.mark.usefixtures("chunks_of_three")
-async def test_each_chunk_is_a_commit(start: Start, database: Database) -> None:
+async def test_each_chunk_is_a_commit(start: Start, database: Sandbox) -> None:
     """Of so many events; the last one finds that nothing is left."""
     client = await start()
     await mark(client, "owner", *range(4, 9))
@@ -68,7 +68,7 @@ async def test_each_chunk_is_a_commit(start: Start, database: Database) -> None:
 
 @pytest.mark.single("triggers")
 @pytest.mark.usefixtures("chunks_of_three")
-async def test_what_is_read_is_passed_over_at_once(start: Start, database: Database) -> None:
+async def test_what_is_read_is_passed_over_at_once(start: Start, database: Sandbox) -> None:
     """So a repeat goes on where the first one stopped: chunks are of what is unread."""
     client = await start()
     await mark(client, "owner", *range(1, 20))
@@ -81,7 +81,7 @@ async def test_what_is_read_is_passed_over_at_once(start: Start, database: Datab
 @pytest.mark.late
 @pytest.mark.usefixtures("chunks_of_three")
 async def test_past_the_deadline_what_is_done_stays_and_a_repeat_goes_on(
-    start: Start, database: Database
+    start: Start, database: Sandbox
 ) -> None:
     """503 says so; the newest come first."""
     client = await start(LIMITS_DEADLINE="1", LIMITS_BODY_DEADLINE="1")
@@ -125,7 +125,7 @@ create trigger edge after insert on system_event_read
 
 @pytest.mark.single("triggers")
 @pytest.mark.usefixtures("chunks_of_three")
-async def test_the_first_chunk_fixes_the_window(start: Start, database: Database) -> None:
+async def test_the_first_chunk_fixes_the_window(start: Start, database: Sandbox) -> None:
     """However long the others take."""
     client = await start()
     await database.owner.execute(EDGE)
@@ -149,7 +149,7 @@ create trigger move after insert on system_event_read
 @pytest.mark.parametrize("body", [{}, {"upTo": 3}])
 @pytest.mark.usefixtures("chunks_of_three")
 async def test_who_moves_meanwhile_marks_nothing_there(
-    start: Start, database: Database, body: dict[str, int]
+    start: Start, database: Sandbox, body: dict[str, int]
 ) -> None:
     """A place in the list is one in the organization that they have left."""
     client = await start()
@@ -161,7 +161,7 @@ async def test_who_moves_meanwhile_marks_nothing_there(
 @pytest.mark.single("triggers")
 @pytest.mark.usefixtures("chunks_of_three")
 async def test_for_a_client_that_hangs_up_no_further_chunk_begins(
-    start: Start, database: Database, monkeypatch: pytest.MonkeyPatch
+    start: Start, database: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is committed stays; the log has a line, and no fault of ours."""
     lines: list[Any] = []
@@ -183,7 +183,7 @@ async def test_for_a_client_that_hangs_up_no_further_chunk_begins(
 
 
 @pytest.mark.single("triggers")
-async def test_after_a_503_nothing_happens(start: Start, database: Database) -> None:
+async def test_after_a_503_nothing_happens(start: Start, database: Sandbox) -> None:
     """The chunk in flight was called off on the server, and no other begins."""
     client = await start(LIMITS_DEADLINE="1", LIMITS_BODY_DEADLINE="1")
     await database.owner.execute(HELD)
@@ -196,7 +196,7 @@ async def test_after_a_503_nothing_happens(start: Start, database: Database) -> 
 
 @pytest.mark.single("triggers")
 async def test_mark_alls_of_one_caller_leave_a_turn_to_others(
-    start: Start, database: Database
+    start: Start, database: Sandbox
 ) -> None:
     """One at a time, while another caller's is done; and so are marks and lists."""
     client = await start(LIMITS_DEADLINE="30", DATABASE_STATEMENT_TIMEOUT="30")
@@ -213,7 +213,7 @@ async def test_mark_alls_of_one_caller_leave_a_turn_to_others(
     assert set(await asyncio.gather(*marking)) == {200}
 
 
-async def test_a_locked_row_holds_up_nobody_but_its_owner(start: Start, database: Database) -> None:
+async def test_a_locked_row_holds_up_nobody_but_its_owner(start: Start, database: Sandbox) -> None:
     """Though more callers wait for theirs than there are connections."""
     client = await start(LIMITS_DEADLINE="30")
     waiting = ("alice", "admin", "owner")
@@ -232,7 +232,7 @@ async def test_a_locked_row_holds_up_nobody_but_its_owner(start: Start, database
         assert await read_by(database, user) == {event["id"] for event in SEEN[user]}
 
 
-async def test_no_deadlock_with_marks_and_unmarks(start: Start, database: Database) -> None:
+async def test_no_deadlock_with_marks_and_unmarks(start: Start, database: Sandbox) -> None:
     """All of one caller's rows, in every order, at once: each is answered 200."""
     client = await start(COMMIT_IN_FLIGHT="4", LIMITS_DEADLINE="60")
     await database.owner.execute(

@@ -15,7 +15,7 @@ from aiohttp.test_utils import TestClient
 from service import __version__
 from service.admin.families import SECONDS
 from service.database.group_commit import LARGE_IN_FLIGHT
-from tests.conftest import ROLE, Database, Service, Start, bearer, serving_postgres
+from tests.conftest import ROLE, Sandbox, Service, Start, bearer, serving_postgres
 from tests.support.cluster import POOLED, Cluster
 from tests.support.metrics import Scrape, scrape
 from tests.support.process import PATIENCE
@@ -178,7 +178,7 @@ async def test_a_statement_that_reads(client: Client, path: str) -> None:
 
 
 async def test_what_waits_and_what_is_in_use(
-    client: Client, database: Database, monkeypatch: pytest.MonkeyPatch
+    client: Client, database: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While the table is locked: the queue, connections in use, failed attempts; then no more."""
     monkeypatch.setattr("service.admin.health.PROBE_TIMEOUT", 0.1)  # the scrape asks the table, too
@@ -212,7 +212,7 @@ async def test_what_waits_and_what_is_in_use(
     assert shown.sum("database_connections_max", pool="reads") == 4
 
 
-async def test_what_ends_at_the_deadline(start: Start, database: Database) -> None:
+async def test_what_ends_at_the_deadline(start: Start, database: Sandbox) -> None:
     """A 503 is counted by its cause, whichever of the parts has found it out."""
     client = await start(**IMPATIENT)
     async with database.owner.transaction():

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Database, Start
+from tests.conftest import Sandbox, Start
 from tests.http.test_count import count
 from tests.http.test_list import SEEN, page
 from tests.support.shared import Client
@@ -29,7 +29,7 @@ MORE = ("x1", "x2", "x3")
 SLOW_FOR_ALL = SLOW.replace("<> 'alice'", "not in ('alice', 'x1', 'x2', 'x3')")
 
 
-async def add_more(database: Database, organization: str) -> None:
+async def add_more(database: Sandbox, organization: str) -> None:
     """Add users whose lists wait as well."""
     for user in MORE:
         await database.owner.execute(
@@ -40,7 +40,7 @@ async def add_more(database: Database, organization: str) -> None:
         await database.owner.execute("insert into workspace_user values ('w1', $1::text)", user)
 
 
-async def wait_for(database: Database, lists: int) -> None:
+async def wait_for(database: Sandbox, lists: int) -> None:
     """Wait until so many lists are under way, at least."""
     while await database.owner.fetchval(WAITING) < lists:
         await asyncio.sleep(0)
@@ -48,7 +48,7 @@ async def wait_for(database: Database, lists: int) -> None:
 
 @contextlib.asynccontextmanager
 async def slow_lists(
-    client: Client, database: Database, slow: str, users: Sequence[str], at_once: int
+    client: Client, database: Sandbox, slow: str, users: Sequence[str], at_once: int
 ) -> AsyncIterator[list[asyncio.Task[dict[str, Any]]]]:
     """Lists of these users, `at_once` of them under way; none ends while the context lasts."""
     await database.owner.execute(slow)
@@ -62,7 +62,7 @@ async def slow_lists(
 
 
 async def test_slow_lists_of_one_caller_leave_connections_to_others(
-    start: Start, database: Database
+    start: Start, database: Sandbox
 ) -> None:
     """Another caller's badge is answered while all of them are still under way."""
     client = await start(DATABASE_POOL_SIZE="4")
@@ -74,7 +74,7 @@ async def test_slow_lists_of_one_caller_leave_connections_to_others(
 
 
 async def test_slow_lists_of_one_organization_leave_a_connection_to_others(
-    start: Start, database: Database
+    start: Start, database: Sandbox
 ) -> None:
     """However many of its users ask; they go on as the first of them end."""
     client = await start(DATABASE_POOL_SIZE="4")
@@ -87,7 +87,7 @@ async def test_slow_lists_of_one_organization_leave_a_connection_to_others(
 
 
 async def test_counts_do_not_wait_for_the_lists_of_many_callers(
-    start: Start, database: Database
+    start: Start, database: Sandbox
 ) -> None:
     """Each within what caller and organization may have; they take all connections for lists."""
     client = await start(DATABASE_POOL_SIZE="4")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from service.endpoints.cursor import encode
-from tests.conftest import Database, Start, bearer
+from tests.conftest import Sandbox, Start, bearer
 from tests.http.test_list import ACME, INITECH, SEEN, listed, mark
 from tests.support.cluster import Cluster
 from tests.support.shared import Client, Shared, clean, refused, serve
@@ -29,7 +29,7 @@ async def shared(cluster: Cluster) -> AsyncIterator[Shared]:
 database, client = clean()
 
 
-async def add(database: Database, organization: str, event_id: int, time: str) -> None:
+async def add(database: Sandbox, organization: str, event_id: int, time: str) -> None:
     """Add an event; `time` is an expression in SQL."""
     user = {"initech": "ivan", "globex": "gina"}[organization]
     await database.owner.execute(
@@ -42,7 +42,7 @@ async def add(database: Database, organization: str, event_id: int, time: str) -
 
 @contextlib.asynccontextmanager
 async def added(
-    database: Database, organization: str, *events: tuple[int, str]
+    database: Sandbox, organization: str, *events: tuple[int, str]
 ) -> AsyncIterator[None]:
     """Add events, each with its id and time, for as long as the context lasts."""
     for event_id, time in events:
@@ -100,7 +100,7 @@ async def test_without_take_a_page_has_twenty(client: Client) -> None:
 
 
 async def test_nothing_comes_twice_or_is_left_out_whatever_happens_meanwhile(
-    client: Client, database: Database
+    client: Client, database: Sandbox
 ) -> None:
     """Events arrive, some are marked or unmarked, and the one at the end of the page is deleted."""
     expected = await listed(client, "ivan", **YEARS)
@@ -139,7 +139,7 @@ async def test_what_is_marked_meanwhile_shifts_no_unread_page(client: Client) ->
     assert await pages(client, "owner", showUnread=True) == [[]]
 
 
-async def test_the_first_page_fixes_the_window(client: Client, database: Database) -> None:
+async def test_the_first_page_fixes_the_window(client: Client, database: Sandbox) -> None:
     """What was of the last 24 hours then is on a later page, though it is older by now."""
     cursor = (await next_page(client, "gina", None, take=1))["nextCursor"]
     async with added(database, "globex", (99, "clock_timestamp() - interval '24 hours'")):
@@ -198,7 +198,7 @@ ODD = ["infinity", "-infinity", "4714-11-24 BC", "0044-03-15 BC", "20000-01-01",
 
 @pytest.mark.parametrize("time", ODD)
 async def test_a_time_that_no_calendar_has_ends_nothing(
-    client: Client, database: Database, time: str
+    client: Client, database: Sandbox, time: str
 ) -> None:
     """Drivers do not take every time that PostgreSQL has; infinity is no time."""
     async with added(database, "initech", (50, f"'{time}'")):
@@ -255,7 +255,7 @@ async def test_who_you_are_comes_before_what_you_said(client: Client, cursor: ob
 
 
 async def test_an_event_that_commits_late_is_on_a_page_to_come(
-    client: Client, database: Database
+    client: Client, database: Sandbox
 ) -> None:
     """Unless its place has been passed: then it is older than what the client has."""
     cursor = (await next_page(client, "gina", None, take=5))["nextCursor"]

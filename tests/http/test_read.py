@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from service.turns import Rotation
-from tests.conftest import Database, Start, bearer, token
+from tests.conftest import Sandbox, Start, bearer, token
 from tests.support.cluster import Cluster, free_port
 from tests.support.shared import Client, Shared, clean, refused, serve
 
@@ -39,7 +39,7 @@ async def change(client: Client, method: str, body: object, user: str = "alice")
     assert answer.content_type == "application/json"
 
 
-async def versions(database: Database) -> list[tuple[Any, ...]]:
+async def versions(database: Sandbox) -> list[tuple[Any, ...]]:
     """Every row that is marked, and what changes when it is written again."""
     rows = await database.owner.fetch(
         "select *, xmin, ctid from system_event_read order by organization_id, user_id, event_id"
@@ -65,7 +65,7 @@ GOOD = {
 
 @pytest.mark.parametrize(("body", "ids"), GOOD.items())
 async def test_marks_the_callers_valid_ids(
-    client: Client, database: Database, body: str, ids: set[int]
+    client: Client, database: Sandbox, body: str, ids: set[int]
 ) -> None:
     """One id or many, united; what is no id, foreign or unknown is skipped."""
     await change(client, "POST", body)
@@ -74,7 +74,7 @@ async def test_marks_the_callers_valid_ids(
 
 @pytest.mark.parametrize(("body", "ids"), GOOD.items())
 async def test_unmarks_the_callers_valid_ids(
-    client: Client, database: Database, body: str, ids: set[int]
+    client: Client, database: Sandbox, body: str, ids: set[int]
 ) -> None:
     """DELETE reads the same body the same way."""
     await change(client, "POST", {"ids": [1, 2, 3, 4, 5]})
@@ -83,7 +83,7 @@ async def test_unmarks_the_callers_valid_ids(
 
 
 async def test_marks_events_of_the_callers_organization_only(
-    client: Client, database: Database
+    client: Client, database: Sandbox
 ) -> None:
     """An id that two organizations have is each one's own; one of another alone marks nothing."""
     await change(client, "POST", {"ids": [1, 2, 25]})
@@ -91,7 +91,7 @@ async def test_marks_events_of_the_callers_organization_only(
     assert await database.read_rows() == acme(1, 2) | {("globex", "gina", n) for n in (2, 25)}
 
 
-async def test_marking_is_organization_wide(client: Client, database: Database) -> None:
+async def test_marking_is_organization_wide(client: Client, database: Sandbox) -> None:
     """Also events that the caller's list does not show can be marked."""
     listed = await client.post("/systemevent", data='{"take": 100}', headers=bearer())
     unseen = set(range(1, 21)) - {event["id"] for event in (await listed.json())["events"]}
@@ -99,7 +99,7 @@ async def test_marking_is_organization_wide(client: Client, database: Database) 
     assert await database.read_rows() == acme(min(unseen))
 
 
-async def test_unmarks_the_callers_own_records_only(client: Client, database: Database) -> None:
+async def test_unmarks_the_callers_own_records_only(client: Client, database: Sandbox) -> None:
     """Whoever else has read the event still has: in the organization and in another."""
     for user in ("alice", "bob", "gina"):
         await change(client, "POST", {"ids": [1, 2]}, user)
@@ -108,7 +108,7 @@ async def test_unmarks_the_callers_own_records_only(client: Client, database: Da
     assert await database.read_rows() == acme(2) | acme(1, 2, user="bob") | gina
 
 
-async def test_marking_again_writes_nothing(client: Client, database: Database) -> None:
+async def test_marking_again_writes_nothing(client: Client, database: Sandbox) -> None:
     """The first read_at is kept, and the row is not written again."""
     await change(client, "POST", {"ids": [1, 2]})
     first = await versions(database)
@@ -118,7 +118,7 @@ async def test_marking_again_writes_nothing(client: Client, database: Database) 
     assert await database.read_rows() == acme(1, 2, 3)
 
 
-async def test_unmarking_again_is_a_success(client: Client, database: Database) -> None:
+async def test_unmarking_again_is_a_success(client: Client, database: Sandbox) -> None:
     """What is not marked cannot be unmarked, and needs no other answer."""
     await change(client, "DELETE", {"ids": [1, 2]})
     await change(client, "POST", {"ids": [1, 2]})
@@ -127,7 +127,7 @@ async def test_unmarking_again_is_a_success(client: Client, database: Database) 
     assert await database.read_rows() == acme(2)
 
 
-async def test_marking_after_unmarking_takes_a_new_time(client: Client, database: Database) -> None:
+async def test_marking_after_unmarking_takes_a_new_time(client: Client, database: Sandbox) -> None:
     """Unread is forgotten: the next mark is the first one."""
     read_at = "select read_at from system_event_read"
     await change(client, "POST", {"id": 1})
@@ -164,7 +164,7 @@ async def test_own_foreign_unknown_and_done_ids_look_the_same(client: Client, me
     ],
 )
 async def test_a_body_without_valid_ids_is_refused(
-    client: Client, database: Database, method: str, body: bytes, message: str
+    client: Client, database: Sandbox, method: str, body: bytes, message: str
 ) -> None:
     """400, with a message that says which rule it breaks; nothing changes."""
     await change(client, "POST", {"id": 1})
@@ -230,7 +230,7 @@ async def test_marking_needs_an_organization_and_unmarking_does_not(
     await change(client, "DELETE", {"ids": [1, 25]}, "nobody")
 
 
-async def test_who_is_refused_changes_nothing(client: Client, database: Database) -> None:
+async def test_who_is_refused_changes_nothing(client: Client, database: Sandbox) -> None:
     """Neither a mark nor the lack of one."""
     await change(client, "POST", {"id": 1})
     rows = await versions(database)
@@ -242,7 +242,7 @@ async def test_who_is_refused_changes_nothing(client: Client, database: Database
 
 @both
 async def test_a_token_elsewhere_is_no_token(
-    client: Client, database: Database, method: str
+    client: Client, database: Sandbox, method: str
 ) -> None:
     """Not in the URL, not in a cookie, not in the body, not in another header."""
     valid = token()
@@ -262,7 +262,7 @@ async def test_a_token_elsewhere_is_no_token(
 
 @pytest.mark.parametrize("claim", ["orgId", "organization_id", "org", "organizationId"])
 async def test_an_organization_in_the_token_is_not_believed(
-    client: Client, database: Database, claim: str
+    client: Client, database: Sandbox, claim: str
 ) -> None:
     """The database says where a user belongs."""
     for user, status in (("alice", 200), ("nobody", 403), ("stranger", 401)):
@@ -273,7 +273,7 @@ async def test_an_organization_in_the_token_is_not_believed(
     assert await database.read_rows() == acme(1)
 
 
-async def test_a_user_who_moves_takes_no_access_along(client: Client, database: Database) -> None:
+async def test_a_user_who_moves_takes_no_access_along(client: Client, database: Sandbox) -> None:
     """From then on the same token marks, and unmarks, in the new organization only."""
     headers = bearer("mover")
     await database.owner.execute(
@@ -302,7 +302,7 @@ async def test_a_user_who_moves_takes_no_access_along(client: Client, database: 
     ["text/plain", "application/x-www-form-urlencoded", "application/json; charset=utf-16", "x"],
 )
 async def test_the_content_type_is_not_checked(
-    client: Client, database: Database, method: str, content_type: str
+    client: Client, database: Sandbox, method: str, content_type: str
 ) -> None:
     """The body decides."""
     await change(client, "POST", {"ids": [2]})
@@ -314,7 +314,7 @@ async def test_the_content_type_is_not_checked(
 
 @both
 async def test_a_body_that_is_too_large_is_refused(
-    client: Client, database: Database, method: str
+    client: Client, database: Sandbox, method: str
 ) -> None:
     """The limit follows from that on ids; up to it white space is no offence."""
     fits = b'{"id": 1}'.ljust(MAX_BODY)
@@ -335,7 +335,7 @@ async def test_a_body_that_is_too_large_is_refused(
 @both
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "identity", "x", ""])
 async def test_a_body_with_an_encoding_is_refused(
-    client: Client, database: Database, method: str, encoding: str
+    client: Client, database: Sandbox, method: str, encoding: str
 ) -> None:
     """415 for any Content-Encoding, whatever the body is."""
     headers = {**bearer(), "Content-Encoding": encoding}
@@ -361,7 +361,7 @@ async def test_a_body_with_an_encoding_is_refused(
     ],
 )
 async def test_another_path_is_not_found(
-    client: Client, database: Database, method: str, path: str
+    client: Client, database: Sandbox, method: str, path: str
 ) -> None:
     """A trailing slash or another letter case is another path; nothing redirects."""
     answer = await client.request(
@@ -450,7 +450,7 @@ async def test_a_database_away_is_temporary(start: Start, method: str) -> None:
 
 @both
 async def test_a_fault_of_ours_is_not_described(
-    client: Client, database: Database, method: str
+    client: Client, database: Sandbox, method: str
 ) -> None:
     """500, with nothing about the inside; and once mended, served again."""
     await database.owner.execute("alter table system_event_read rename to lost")

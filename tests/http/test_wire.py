@@ -27,7 +27,7 @@ from service.web.cors import Cors
 from service.web.intake import PORTION, portion
 from service.web.middlewares import LARGE_EACH
 from service.web.protocol import Runner
-from tests.conftest import Database, Service, Start, bearer
+from tests.conftest import Sandbox, Service, Start, bearer
 from tests.support.cluster import Cluster
 from tests.support.process import PATIENCE
 from tests.support.shared import Client, Shared, clean, serve, server_of
@@ -224,7 +224,7 @@ async def test_the_size_of_a_header_is_configurable(start: Start) -> None:
 
 
 @pytest.mark.parametrize("sent", MALFORMED.values(), ids=MALFORMED)
-async def test_what_is_not_http_is_refused(client: Client, database: Database, sent: bytes) -> None:
+async def test_what_is_not_http_is_refused(client: Client, database: Sandbox, sent: bytes) -> None:
     """One 400, then the connection is closed, and nothing is marked."""
     async with connect(client) as connection:
         await connection.send(sent)
@@ -316,7 +316,7 @@ ODD = {
 
 @pytest.mark.parametrize(("sent", "status"), ODD.values(), ids=ODD)
 async def test_odd_requests_are_answered(
-    client: Client, database: Database, sent: bytes, status: int
+    client: Client, database: Sandbox, sent: bytes, status: int
 ) -> None:
     """The answer is the one of the contract, and only a 200 marks."""
     async with connect(client) as connection:
@@ -337,7 +337,7 @@ async def test_a_request_id_that_is_not_sane_is_replaced(client: Client) -> None
         assert (await connection.answer()).headers["X-Request-ID"] == "sane"
 
 
-async def test_a_request_hidden_in_a_body_is_not_served(client: Client, database: Database) -> None:
+async def test_a_request_hidden_in_a_body_is_not_served(client: Client, database: Sandbox) -> None:
     """Where Content-Length and Transfer-Encoding disagree, neither is believed."""
     hidden = request()
     bodies = (b"0\r\n\r\n" + hidden, b"%x\r\n%b\r\n0\r\n\r\n" % (len(hidden), hidden))
@@ -368,7 +368,7 @@ async def test_pipelined_requests_are_answered_in_order(client: Client) -> None:
             assert answer.status == status
 
 
-async def test_many_pipelined_requests_are_answered(client: Client, database: Database) -> None:
+async def test_many_pipelined_requests_are_answered(client: Client, database: Sandbox) -> None:
     """A hundred at once, byte after byte of one stream."""
     async with connect(client) as connection:
         bodies = [b'{"id": %d}' % (1 + n % 20) for n in range(100)]
@@ -417,7 +417,7 @@ async def test_a_body_in_many_chunks_may_wait_for_its_turn(client: Client, over:
 
 @pytest.mark.parametrize("seed", range(20))
 async def test_pipelined_bodies_of_any_size_are_answered(
-    client: Client, database: Database, seed: int
+    client: Client, database: Sandbox, seed: int
 ) -> None:
     """At the limits of flow control, the last in chunks or not, cut anywhere: none is lost."""
     draw = random.Random(seed)
@@ -487,7 +487,7 @@ LAST = {
 @pytest.mark.parametrize(("sent", "status"), LAST.values(), ids=LAST)
 @pytest.mark.parametrize("token", [True, False])
 async def test_nothing_of_a_request_reaches_the_next(
-    client: Client, database: Database, sent: bytes, status: int, *, token: bool
+    client: Client, database: Sandbox, sent: bytes, status: int, *, token: bool
 ) -> None:
     """What the parser may keep for the next request ends its connection, and what is behind it."""
     async with connect(client) as connection:
@@ -507,7 +507,7 @@ async def test_the_requests_before_the_last_are_answered(client: Client) -> None
         assert await connection.rest() == b""
 
 
-async def test_a_runner_that_is_closing_says_so(start: Start, database: Database) -> None:
+async def test_a_runner_that_is_closing_says_so(start: Start, database: Sandbox) -> None:
     """In every answer from then on, also to a request that was there before."""
     client = await start()
     service = client.server
@@ -570,7 +570,7 @@ def test_there_are_descriptors_for_all_connections(
 
 
 async def test_who_connects_and_asks_nothing_makes_room(
-    start: Start, database: Database, monkeypatch: pytest.MonkeyPatch
+    start: Start, database: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where there are as many connections as there may be, the longest idle one is closed."""
     monkeypatch.setattr("service.web.connection.MOST", 4)
@@ -789,7 +789,7 @@ async def test_who_leaves_little_is_not_cut_off_for_others(
         assert [names[it.get_extra_info("peername")] for it in transports if it] == [0, 2]
 
 
-async def test_garbage_behind_a_request_is_refused(client: Client, database: Database) -> None:
+async def test_garbage_behind_a_request_is_refused(client: Client, database: Sandbox) -> None:
     """Whether the request before it is served or not, its answer says so."""
     async with connect(client) as connection:
         await connection.send(request() + b"garbage\r\n\r\n")
@@ -800,7 +800,7 @@ async def test_garbage_behind_a_request_is_refused(client: Client, database: Dat
         assert await connection.rest() == b""
 
 
-async def test_what_comes_behind_garbage_takes_no_memory(start: Start, database: Database) -> None:
+async def test_what_comes_behind_garbage_takes_no_memory(start: Start, database: Sandbox) -> None:
     """However much it is, and however long the request before it takes."""
     client = await start(LIMITS_DEADLINE="1", LIMITS_BODY_DEADLINE="1")
     async with connect(client) as connection, database.owner.transaction():
@@ -820,7 +820,7 @@ async def test_what_comes_behind_garbage_takes_no_memory(start: Start, database:
 
 
 async def test_a_chunk_that_breaks_later_is_refused(
-    client: Client, database: Database, caplog: pytest.LogCaptureFixture
+    client: Client, database: Sandbox, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A body found broken once the request is under way is a 400, too; then the connection ends."""
 
@@ -956,7 +956,7 @@ async def test_a_hang_up_in_the_body_is_one_quiet_line(
 
 @pytest.mark.parametrize("length", [b"Content-Length: 9", TE])
 async def test_a_body_cut_short_marks_nothing(
-    client: Client, database: Database, length: bytes
+    client: Client, database: Sandbox, length: bytes
 ) -> None:
     """A client that hangs up in the middle of its body is not served, and harms nobody."""
     async with connect(client) as connection:
@@ -970,7 +970,7 @@ async def test_a_body_cut_short_marks_nothing(
 
 
 async def test_the_mark_of_a_client_that_hangs_up_is_kept(
-    client: Client, database: Database
+    client: Client, database: Sandbox
 ) -> None:
     """A statement under way is committed, whether anybody waits for its answer or not."""
     waiting = "select count(*) from pg_locks where not granted"
@@ -1050,7 +1050,7 @@ async def test_a_stalled_body_holds_up_nobody(client: Client) -> None:
             assert (await other.answer()).status == 200
 
 
-async def test_a_stalled_body_is_given_up(start: Start, database: Database) -> None:
+async def test_a_stalled_body_is_given_up(start: Start, database: Sandbox) -> None:
     """After the body's deadline: 408, nothing marked, and the connection is closed."""
     client = await start(LIMITS_BODY_DEADLINE="0.1")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import SECRET, Database
+from tests.conftest import SECRET, Sandbox
 from tests.support.process import Process, run
 
 LOOPBACK = ("127.0.0.1", "::1")
@@ -30,7 +30,7 @@ def ports(process: Process) -> tuple[int, int]:
 @pytest.mark.parametrize("workers", ["1", "2"])
 @pytest.mark.parametrize("host", ["", "::"])
 async def test_a_host_means_the_same_with_one_worker_and_with_several(
-    database: Database, tmp_path: Path, workers: str, host: str
+    database: Sandbox, tmp_path: Path, workers: str, host: str
 ) -> None:
     """Nothing, or "::", is every address of both kinds."""
     environ = {

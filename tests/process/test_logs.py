@@ -14,7 +14,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.conftest import ROLE, ROOT, SECRET, Database, bearer, new_database, psql, token
+from tests.conftest import ROLE, ROOT, SECRET, Sandbox, bearer, new_database, psql, token
 from tests.support.cluster import Cluster
 from tests.support.metrics import scrape
 from tests.support.process import Process, run
@@ -385,7 +385,7 @@ async def test_the_first_message_has_the_form_too(form: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 async def test_standard_error_that_nobody_reads_stops_nothing(
-    database: Database, tmp_path: Path, workers: str
+    database: Sandbox, tmp_path: Path, workers: str
 ) -> None:
     """Lines are dropped and counted, the others stay whole, and the log adds up in the end."""
     many = 6000
@@ -421,7 +421,7 @@ async def test_standard_error_that_nobody_reads_stops_nothing(
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 async def test_closed_standard_descriptors_stop_nothing(
-    database: Database, tmp_path: Path, workers: str
+    database: Sandbox, tmp_path: Path, workers: str
 ) -> None:
     """As a careless supervisor starts it; no socket of ours becomes standard error."""
     environ = {

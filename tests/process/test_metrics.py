@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from service.admin.families import FAMILIES, PREFIX
-from tests.conftest import ROOT, SECRET, Database
+from tests.conftest import ROOT, SECRET, Sandbox
 from tests.support.metrics import scrape
 from tests.support.process import Process, run
 
@@ -48,9 +48,7 @@ def pids(process: Process) -> set[int]:
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
-async def test_a_worker_is_replaced(
-    database: Database, tmp_path: Path, how: signal.Signals
-) -> None:
+async def test_a_worker_is_replaced(database: Sandbox, tmp_path: Path, how: signal.Signals) -> None:
     """No counter goes back, and no gauge of the one that is gone stays."""
     environ = {"AUTH_SECRET": SECRET, "DATABASE_URL": database.url}
     async with run("serve", "--workers", "2", cwd=tmp_path, environ=environ) as process:
@@ -82,7 +80,7 @@ async def test_a_worker_is_replaced(
         assert (await scrape(process.admin)).sum("statement_requests_sum", kind="read") == 40
 
 
-async def test_gauges_of_all_workers(database: Database, tmp_path: Path) -> None:
+async def test_gauges_of_all_workers(database: Sandbox, tmp_path: Path) -> None:
     """They are of all workers, whichever is asked."""
     environ = {"AUTH_SECRET": SECRET, "DATABASE_URL": database.url}
     async with run("serve", "--workers", "2", cwd=tmp_path, environ=environ) as process:
@@ -95,7 +93,7 @@ async def test_gauges_of_all_workers(database: Database, tmp_path: Path) -> None
             await asyncio.sleep(0)
 
 
-async def test_the_operators_files_name_what_there_is(database: Database, tmp_path: Path) -> None:
+async def test_the_operators_files_name_what_there_is(database: Sandbox, tmp_path: Path) -> None:
     """Alerts and dashboard ask for metrics and labels that are shown; the manual has all."""
     environ = {"AUTH_SECRET": SECRET, "DATABASE_URL": database.url}
     async with run("serve", "--workers", "2", cwd=tmp_path, environ=environ) as process:

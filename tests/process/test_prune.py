@@ -15,7 +15,7 @@ import asyncpg
 import pytest
 
 from service.__main__ import main
-from tests.conftest import ROLE, ROOT, SECRET, Database, bearer, psql, serving_postgres
+from tests.conftest import ROLE, ROOT, SECRET, Sandbox, bearer, psql, serving_postgres
 from tests.support.cluster import Cluster
 from tests.support.process import run
 
@@ -42,7 +42,7 @@ def prune(arguments: str = "") -> list[str]:
 
 @pytest.fixture
 def command(
-    database: Database, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    database: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Callable[[str], int]:
     """The command in this process, with nothing configured but the database's URL; its status."""
     monkeypatch.chdir(tmp_path)
@@ -52,7 +52,7 @@ def command(
 
 
 def test_from_cron_it_prints_a_line(
-    database: Database, command: Callable[[str], int], capsys: pytest.CaptureFixture[str]
+    database: Sandbox, command: Callable[[str], int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """And nothing else; what a dry run announces the next one does, and then nothing is left."""
     psql(database.owner_url, GONE)
@@ -78,7 +78,7 @@ def test_arguments_that_make_no_sense(arguments: str, command: Callable[[str], i
         command(arguments)
 
 
-async def test_on_a_terminal_it_shows_how_far_it_is(database: Database, tmp_path: Path) -> None:
+async def test_on_a_terminal_it_shows_how_far_it_is(database: Sandbox, tmp_path: Path) -> None:
     """A bar, once there are statistics; it goes before the last line."""
     psql(database.owner_url, GONE, "analyze", SLOW)
     ours, theirs = pty.openpty()
@@ -98,7 +98,7 @@ async def test_on_a_terminal_it_shows_how_far_it_is(database: Database, tmp_path
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_stopped_and_repeated(
-    database: Database, tmp_path: Path, number: signal.Signals
+    database: Sandbox, tmp_path: Path, number: signal.Signals
 ) -> None:
     """What is done stays, the status is not that of success, and a repeat does the rest."""
     psql(database.owner_url, GONE, SLOW)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, SECRET, Database
+from tests.conftest import ROOT, SECRET, Sandbox
 from tests.support.process import run
 
 # In a mount namespace of its own: Python can be reached where its folder is root's alone; all that
@@ -86,7 +86,7 @@ def image(folder: Path) -> Path:
     return folder
 
 
-async def test_the_image_holds_all_that_it_needs(database: Database, image: Path) -> None:
+async def test_the_image_holds_all_that_it_needs(database: Sandbox, image: Path) -> None:
     """What the Dockerfile copies, with its variables and its health check, on a read-only root."""
     variables = dict(re.findall(r'(\w+)="?([^"\s]*)', re.findall("(?m)^ENV (.*)$", DOCKERFILE)[0]))
     environ = {"DATABASE_URL": database.url, "AUTH_SECRET": SECRET}
@@ -106,7 +106,7 @@ async def test_the_image_holds_all_that_it_needs(database: Database, image: Path
         assert await process.ended(signal.SIGTERM) == 0
 
 
-async def test_two_workers_need_no_more_than_shared_memory(database: Database) -> None:
+async def test_two_workers_need_no_more_than_shared_memory(database: Sandbox) -> None:
     """As in a container with a read-only root: nothing else can be written to."""
     environ = {"DATABASE_URL": database.url, "AUTH_SECRET": SECRET}
     serve = ("serve", "--workers", "2")
@@ -117,7 +117,7 @@ async def test_two_workers_need_no_more_than_shared_memory(database: Database) -
 
 
 async def test_two_workers_where_nothing_can_be_written_say_what_they_need(
-    database: Database,
+    database: Sandbox,
 ) -> None:
     """One line; and a single worker needs nothing."""
     environ = {"DATABASE_URL": database.url, "AUTH_SECRET": SECRET}
@@ -139,7 +139,7 @@ PRUNE = pytest.param("prune", marks=pytest.mark.session)
 
 @pytest.mark.parametrize("command", ["serve", "migrate", PRUNE])
 async def test_a_user_may_have_no_name_and_no_home(
-    database: Database, tmp_path: Path, command: str
+    database: Sandbox, tmp_path: Path, command: str
 ) -> None:
     """As in a container: a number, and a home that it may not enter and that counts as none."""
     home = tmp_path / "home"

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from tests.conftest import ROLE, Database, Service, connect, new_database
+from tests.conftest import ROLE, Sandbox, Service, connect, new_database
 from tests.support.cluster import Cluster
 
 Client = TestClient[Any, Any]
@@ -24,7 +24,7 @@ class Shared:
     """A running service and its database, with the data of tests/support/data.sql."""
 
     client: Client
-    database: Database
+    database: Sandbox
 
 
 @contextlib.asynccontextmanager
@@ -35,7 +35,7 @@ async def serve(cluster: Cluster, **environ: str) -> AsyncIterator[Shared]:
         url = stack.enter_context(new_database(cluster, name))
         owner = await connect(url)
         stack.push_async_callback(owner.close)
-        database = Database(cluster.url(name, ROLE), url, owner)
+        database = Sandbox(cluster.url(name, ROLE), url, owner)
         client = await stack.enter_async_context(TestClient(Service(database.url, environ)))
         yield Shared(client, database)
 
@@ -44,12 +44,12 @@ def clean() -> tuple[Any, Any]:
     """Fixtures for a module that has a `shared` one: its database, nothing marked, and a client."""
 
     @pytest.fixture
-    async def database(shared: Shared) -> Database:
+    async def database(shared: Shared) -> Sandbox:
         await shared.database.owner.execute("delete from system_event_read")
         return shared.database
 
     @pytest.fixture
-    def client(shared: Shared, database: Database) -> Client:
+    def client(shared: Shared, database: Sandbox) -> Client:
         return shared.client
 
     return database, client
