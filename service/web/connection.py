@@ -115,6 +115,7 @@ class ClientConnection(web.RequestHandler):
         self._chunked = False  # whether the body that comes is in chunks
         self._has_turn = False  # whether it waits for a turn in which to parse
         self._was_paused = False  # whether reading ever was
+        self._is_over = False  # whether the last request is answered: what comes is dropped
         # The parser stops by a count of its own, which is one ahead where a body came after its
         # head: what it keeps then would wait for the next read.
         self._max_msg_queue_size -= 1
@@ -148,6 +149,8 @@ class ClientConnection(web.RequestHandler):
 
         The parser makes some calls for each chunk, and 256 KB may hold 40,000 of them.
         """
+        if self._is_over:
+            return
         if data and (self._chunked or self._unparsed or len(data) > PORTION):
             self._set_aside(data)
         elif not self._broken:
@@ -274,6 +277,9 @@ class ClientConnection(web.RequestHandler):
         if self._last or self._terms.closing:
             resp = last(resp)
         finished = await super().finish_response(request, resp, start_time)
+        if self._last:  # what is left of its body, and behind it, is not worth parsing
+            self._is_over = True
+            self._unparsed.clear()
         if self._written is not None:
             self._terms.idle[self] = None
         return finished

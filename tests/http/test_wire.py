@@ -897,6 +897,27 @@ async def test_what_waits_to_be_parsed_is_bounded(
     assert 0 < most < 2**20
 
 
+async def test_chunks_behind_an_answer_are_not_parsed(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bodies that nobody asked for take no turns from those of others; all of it can be sent."""
+    parsed, begin = 0, StreamReader.begin_http_chunk_receiving
+
+    def count(reader: StreamReader) -> None:
+        nonlocal parsed
+        parsed += 1
+        begin(reader)
+
+    monkeypatch.setattr(StreamReader, "begin_http_chunk_receiving", count)
+    async with connect(client) as connection:
+        chunks = b"1\r\n \r\n" * 40_000
+        await connection.send(request(TE, token=False, body=chunks))
+        assert (await connection.answer()).status == 401
+        await connection.send(chunks * 4)
+        assert await connection.rest() == b""
+    assert parsed < 2000
+
+
 @pytest.mark.parametrize("line", [b"CONNECT x:80 HTTP/1.1", b"GET /x HTTP/1.1"])
 async def test_what_is_behind_an_upgrade_is_not_parsed(
     client: Client, monkeypatch: pytest.MonkeyPatch, line: bytes
