@@ -38,13 +38,13 @@ from service.observing import Observers
 from service.turns import Turns
 from service.web.answers import Success, common_headers
 from service.web.body import max_body_size
-from service.web.connection import Terms, most_connections
 from service.web.cors import Cors
 from service.web.marked import Marked
 from service.web.middlewares import answer_errors, bearer
 from service.web.protocol import Runner
 from service.web.request_info import RequestInfo
 from service.web.request_log import RequestLog
+from service.web.terms import Terms, most_connections
 
 PATIENCE = 3.0  # seconds in which a new configuration must be able to serve
 NO_MARKS: Sequence[object] = ([], [], "")

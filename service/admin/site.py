@@ -11,10 +11,10 @@ from service.admin.metrics import Metrics
 from service.config import Config
 from service.observing import Observers
 from service.web.answers import common_headers, error_response
-from service.web.connection import Terms
 from service.web.cors import Cors
 from service.web.middlewares import answer_errors
 from service.web.protocol import Runner
+from service.web.terms import Terms
 
 HEALTH = web.AppKey("health", Health)
 METRICS = web.AppKey("metrics", Metrics)

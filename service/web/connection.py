@@ -2,9 +2,6 @@
 
 import asyncio
 import re
-import resource
-from collections import Counter
-from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,13 +9,11 @@ from aiohttp import StreamReader, hdrs, web
 from aiohttp.http import RawRequestMessage
 from aiohttp.http_exceptions import LineTooLong
 
-from service.observing import Observers
-from service.turns import Rotation
 from service.web.answers import error_response, last
-from service.web.cors import Cors
 from service.web.intake import PORTION, portion
 from service.web.middlewares import http_error
 from service.web.request_info import answered, info
+from service.web.terms import Terms
 
 if TYPE_CHECKING:
     from aiohttp.web_server import Server
@@ -26,61 +21,6 @@ if TYPE_CHECKING:
 # How slowly a client may take its answers, in bytes a second
 SLOWEST = 16_384
 _ORIGIN = re.compile(rb"\r\nOrigin:[ \t]*([!-~]+)[ \t]*\r\n", re.IGNORECASE)
-
-
-# File descriptors that are left to the database, the log and the operator's port
-RESERVED = 150
-# Connections at a time; one takes some 20 KB.
-MOST = 10_000
-# Bytes of answers that clients do not take, of all connections of a port
-UNTAKEN = 64 * 2**20
-
-
-def most_connections() -> int:
-    """As many connections as the process may have descriptors for."""
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return min(max(files - RESERVED, files // 2), MOST) if files > 0 else MOST
-
-
-@dataclass
-class Terms:
-    """What holds for all connections of one port, and which of them wait for a request."""
-
-    cors: Cors
-    observers: Observers
-    max_header_size: int  # bytes of one header, and of the request line
-    write_deadline: float  # seconds for a client to take what is written; SLOWEST adds to it
-    closing: bool = False  # whether each answer is the last one on its connection
-    chunks: Rotation = field(default_factory=Rotation)  # of what comes in chunks
-    most: int = field(default_factory=most_connections)  # beyond, one that waits is closed
-    open: int = 0  # connections
-    idle: "dict[ClientConnection, None]" = field(default_factory=dict)  # the longest first
-    # Whose body was not all there when its turn came; the longest first
-    late: "dict[ClientConnection, None]" = field(default_factory=dict)
-    # Bytes that wait for each client that does not take its answers; who began first is first
-    untaken: "dict[ClientConnection, int]" = field(default_factory=dict)
-
-    def close_one(self) -> None:
-        """Close who has been idle for the longest; where nobody is, who is late with a body."""
-        while waiting := self.idle or self.late:
-            longest = next(iter(waiting))
-            del waiting[longest]
-            if longest.waits:
-                longest.force_close()
-                return
-
-    def make_room(self) -> None:
-        """Cut off connections of callers who leave too much to us, until it is little enough.
-
-        Of the caller who leaves most, since a slow client must not pay for others; the longest
-        first.
-        """
-        while len(self.untaken) > 1 and sum(self.untaken.values()) > UNTAKEN:
-            left: Counter[str] = Counter()
-            for connection, size in self.untaken.items():
-                left[connection.caller] += size
-            ((most, _),) = left.most_common(1)
-            next(each for each in self.untaken if each.caller == most).cut_off()
 
 
 class ClientConnection(web.RequestHandler):
@@ -97,6 +37,9 @@ class ClientConnection(web.RequestHandler):
       of the last read is not parsed, also where aiohttp would read on. The public pair stands for a
       body that is not taken.
     * `_reading_paused` and `_buffer_paused`: whether aiohttp waits itself; then nothing is parsed.
+      `_pause_reading_for_buffer`, beside the public one: whether it ever has.
+    * `_max_msg_queue_size`: at how many requests it waits, which has to be before its parser does.
+    * `_message_tail`: what came with an Upgrade, which would be parsed all at once.
     """
 
     def __init__(self, server: "Server", terms: Terms, **options: Any) -> None:

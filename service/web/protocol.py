@@ -11,7 +11,8 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import RawRequestMessage
 from yarl import URL
 
-from service.web.connection import ClientConnection, Terms
+from service.web.connection import ClientConnection
+from service.web.terms import Terms
 
 # What a client still sends after its answer is read and dropped for this long, in seconds, so that
 # the answer arrives; a connection closed with unread data is reset.

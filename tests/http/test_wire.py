@@ -22,11 +22,11 @@ from multidict import CIMultiDict
 from service import config
 from service.observing import Observers
 from service.web import connection as connection_module
-from service.web.connection import Terms
 from service.web.cors import Cors
 from service.web.intake import PORTION, portion
 from service.web.middlewares import LARGE_EACH
 from service.web.protocol import Runner
+from service.web.terms import Terms
 from tests.conftest import Sandbox, Service, Start, bearer
 from tests.support.cluster import Cluster
 from tests.support.process import PATIENCE
@@ -573,7 +573,7 @@ async def test_who_connects_and_asks_nothing_makes_room(
     start: Start, database: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where there are as many connections as there may be, the longest idle one is closed."""
-    monkeypatch.setattr("service.web.connection.MOST", 4)
+    monkeypatch.setattr("service.web.terms.MOST", 4)
     client = await start()
     async with contextlib.AsyncExitStack() as stack:
 
@@ -620,7 +620,7 @@ async def test_who_is_late_with_a_body_makes_room(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where all connections have a request, the one whose body is awaited longest is closed."""
-    monkeypatch.setattr("service.web.connection.MOST", 4)
+    monkeypatch.setattr("service.web.terms.MOST", 4)
     client = await start()
     async with contextlib.AsyncExitStack() as stack:
         late = {}
@@ -645,7 +645,7 @@ async def test_one_caller_leaves_connections_to_others(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many requests of theirs wait for what: a quarter is theirs."""
-    monkeypatch.setattr("service.web.connection.MOST", 8)
+    monkeypatch.setattr("service.web.terms.MOST", 8)
     client = await start()
     async with contextlib.AsyncExitStack() as stack:
         stalled = [await stack.enter_async_context(connect(client)) for _ in range(2)]
@@ -746,7 +746,7 @@ async def test_answers_that_nobody_takes_are_bounded_in_total(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where clients together leave too much to us, who has left it for the longest is cut off."""
-    monkeypatch.setattr("service.web.connection.UNTAKEN", 100_000)  # less than two leave
+    monkeypatch.setattr("service.web.terms.UNTAKEN", 100_000)  # less than two leave
     client = await start(LIMITS_DEADLINE="600")  # which answers have as well
     server, loop = server_of(client), asyncio.get_running_loop()
 
@@ -769,7 +769,7 @@ async def test_who_leaves_little_is_not_cut_off_for_others(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However long it has been: the caller who leaves most pays, with what was left first."""
-    monkeypatch.setattr("service.web.connection.UNTAKEN", 170_000)  # less than three leave
+    monkeypatch.setattr("service.web.terms.UNTAKEN", 170_000)  # less than three leave
     client = await start(LIMITS_DEADLINE="600")
     server, loop = server_of(client), asyncio.get_running_loop()
 
