@@ -4,6 +4,7 @@ import asyncio
 import time
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jwt
@@ -18,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
 from service import config
 from service.auth import keys
 from service.auth.keys import MAX_CANDIDATES, FixedKeys, load_key
-from service.auth.tokens import MAX_USER_ID_BYTES, Tokens, sign
+from service.auth.tokens import Tokens, sign
 from service.errors import ConfigError, InvalidToken, Unauthenticated
 from service.observing import KeyFileFailed
 from tests.conftest import SECRET, token
@@ -359,7 +360,7 @@ CLAIMS: dict[str, tuple[object, str]] = {
     "user empty": (claims(userId=""), "claim user"),
     "user with NUL": (claims(userId="alice\0"), "claim user"),
     "user a surrogate": (claims(userId="\ud800"), "claim user"),
-    "user too long": (claims(userId="x" * (MAX_USER_ID_BYTES + 1)), "claim user"),
+    "user too long": (claims(userId="x" * 256), "claim user"),
     "not an object": (["alice"], "malformed"),
     "a string": ("alice", "malformed"),
     "null": (None, "malformed"),
@@ -504,10 +505,37 @@ async def test_what_is_configured_is_checked(
 
 
 async def test_what_is_signed_here_is_accepted_here() -> None:
-    """`systemevent-read token` signs with all that is checked."""
+    """`systemevent-read token` signs with all that is checked, the first of each, for an hour."""
     more: dict[str, Any] = {"algorithms": ["HS256"], "secret": SECRET}
     more |= AUDIENCE | ISSUERS | CLIENTS
-    assert await user_id(tokens(**more), sign(config.Auth(**more), "alice")) == "alice"
+    text = sign(config.Auth(**more), "alice")
+    assert await user_id(tokens(**more), text) == "alice"
+    first = config.Auth(**more)
+    signed_for = jwt.decode(text, options={"verify_signature": False})
+    assert signed_for["aud"] == first.audience[0]
+    assert signed_for["iss"] == first.issuers[0]
+    assert signed_for["azp"] == first.clients[0]
+    assert 0 <= time.time() + 3600 - signed_for["exp"] < 60
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer"])
+async def test_what_is_remembered_ends_with_its_token(
+    scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However the header is written."""
+    verifier, text = tokens(), token(exp=time.time() + 600)
+    for misses, hits in ((1, 0), (1, 1), (1, 2)):
+        assert await verifier.user_id(f"{scheme} {text}") == "alice"
+        assert (verifier.misses, verifier.hits) == (misses, hits)
+    later = SimpleNamespace(time=lambda: time.time() + 601)
+    monkeypatch.setattr("service.auth.tokens.time", later)
+    assert await verifier.user_id(f"{scheme} {text}") == "alice"  # PyJWT has a clock of its own
+    assert (verifier.misses, verifier.hits) == (2, 2)
+
+
+@pytest.mark.parametrize("length", [1, 255])
+async def test_a_user_id_of_any_length_that_is_kept(length: int) -> None:
+    assert await user_id(tokens(), forge(GOOD_HEADER, claims(userId="x" * length))) == "x" * length
 
 
 @pytest.mark.parametrize(
