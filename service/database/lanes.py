@@ -1,7 +1,6 @@
 """A lane: requests that wait for the next statement, callers in rotation and within bounds."""
 
 import asyncio
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,7 +55,6 @@ class Lane:
     queued: int = 0  # requests
     _lines: dict[str, list[Member]] = field(default_factory=dict)  # by caller; none is empty
     _ids: int = 0
-    _many: Counter[str] = field(default_factory=Counter)  # ids of each caller's requests with many
     _took: float = 0.0  # seconds that a statement takes, on average
 
     def __post_init__(self) -> None:
@@ -78,7 +76,7 @@ class Lane:
             mine = len(line) if line else 0
             # One with few ids does not wait for the ids of others, see take().
             ids = self._ids + len(member.ids) if has_many else 0
-            own = self._many[member.user_id] + len(member.ids) if has_many and line else 0
+            own = self._many_of(line) + len(member.ids) if has_many and line else 0
             if queued >= config.max_queue or ids > self.max_queued_ids:
                 raise Unavailable(OVERLOADED, "queue full")
             if mine >= self.share or own > self.max_queued_ids // SHARE:
@@ -95,8 +93,10 @@ class Lane:
             self._lines[member.user_id] = [member]
         self.queued += 1
         self._ids += len(member.ids)
-        if has_many:
-            self._many[member.user_id] += len(member.ids)
+
+    def _many_of(self, line: Sequence[Member]) -> int:
+        """The ids of those requests of a caller that have many."""
+        return sum([len(each.ids) for each in line if len(each.ids) > self.few])
 
     def take(self, now: float) -> list[Member]:
         """Take the next statement's members off the queue.
@@ -131,7 +131,6 @@ class Lane:
         """Take what is there, one request of each caller."""
         taken = [member for (member,) in self._lines.values()]
         self._lines.clear()
-        self._many.clear()
         self.queued = self._ids = 0
         for member in taken:
             if member.deadline < latest:
@@ -144,12 +143,8 @@ class Lane:
         member = line.pop(0)
         if line:
             self._lines[user_id] = line  # behind the others
-        else:
-            self._many.pop(user_id, None)
         self.queued -= 1
         self._ids -= len(member.ids)
-        if line and len(member.ids) > self.few:
-            self._many[user_id] -= len(member.ids)
         if member.outcome.done():
             return 0
         if member.deadline < latest:
